@@ -1,0 +1,3 @@
+"""haneul: the EC2 API that boots a kernel."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,211 @@
+"""The server's half: one pass compares the assignment with what there is and calls the drivers.
+
+A pass takes no input but the assignment and the world, keeps nothing that matters, and may be killed at any
+line: the next pass finds out. It runs when it is woken and every few seconds besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, field, replace
+
+from haneul.agent.link import Link
+from haneul.drivers.interface import (
+    DiskDriver,
+    DriverError,
+    MachineDriver,
+    MetadataDriver,
+    NetworkDriver,
+    ServerDriver,
+)
+from haneul.model.assignment import Assignment, MachineReport, MachineSpec, NetworkSpec, Report
+
+log = logging.getLogger(__name__)
+
+PERIOD = 2.0
+BUSY_PERIOD = 0.4
+TRIES = 4
+#: Once a guest has answered, it is asked again only this often (seconds).
+REACHABLE_PERIOD = 30.0
+#: A guest that has not answered for so long after its boot is impaired (seconds).
+IMPAIRED_AFTER = 600.0
+
+
+@dataclass(frozen=True)
+class Drivers:
+    machines: MachineDriver
+    disks: DiskDriver
+    networks: NetworkDriver
+    metadata: MetadataDriver
+    server: ServerDriver
+
+
+@dataclass
+class _Health:
+    """What is known of a guest's reachability in one boot."""
+
+    boot_count: int
+    since: float
+    answered: bool | None = None
+    asked: float = 0.0
+
+
+@dataclass
+class Agent:
+    link: Link
+    drivers: Drivers
+    server_id: str
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _assignment: Assignment | None = None
+    _failures: dict[tuple[str, int], int] = field(default_factory=dict)
+    _health: dict[str, _Health] = field(default_factory=dict)
+    _problems: list[str] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        """What the last pass could not do, for people."""
+        return list(self._problems)
+
+    def wake(self) -> None:
+        """Look again soon. Call it on the agent's loop (`loop.call_soon_threadsafe` from elsewhere)."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Passes until cancelled."""
+        while True:
+            self._wake.clear()
+            try:
+                busy = await self.one_pass()
+            except Exception:
+                log.exception("a pass failed; the next one tries again")
+                busy = False
+            try:
+                await asyncio.wait_for(self._wake.wait(), BUSY_PERIOD if busy else PERIOD)
+            except TimeoutError:
+                pass
+
+    async def introduce(self) -> None:
+        """Say what this server has, before anything is asked of it."""
+        facts = await self.drivers.server.facts()
+        await self.link.report(Report(-1, self.server_id, facts))
+
+    async def one_pass(self) -> bool:
+        """Make it so, and report. Says whether something is still on its way."""
+        known = self._assignment.revision if self._assignment else -1
+        self._assignment = await self.link.assignment(known) or self._assignment
+        assignment = self._assignment
+        if assignment is None:
+            return False
+        self._problems = []
+        await self._remove_machines(assignment)
+        working = {network.vpc_id: network for network in assignment.networks}
+        for network in assignment.networks:
+            await self._tolerate(f"network {network.vpc_id}", self.drivers.networks.apply(network))
+        await self._tolerate("metadata", self.drivers.metadata.apply(assignment.metadata))
+        reports = await asyncio.gather(*(self._machine(one, working) for one in assignment.machines))
+        await self._remove_rest(assignment)
+        report = Report(
+            assignment.revision,
+            self.server_id,
+            await self.drivers.server.facts(),
+            tuple(reports),
+            tuple(self._problems),
+        )
+        await self.link.report(report)
+        return any(one.power in ("starting", "stopping") or (one.power == "running" and one.reachable is None) for one in reports)
+
+    async def _tolerate(self, what: str, work: Awaitable[None]) -> None:
+        """One part's failure does not keep the others from being made so."""
+        try:
+            await work
+        except (DriverError, OSError) as error:
+            self._problems.append(f"{what}: {error}")
+            log.warning("%s: %s", what, error)
+
+    # --- one machine --------------------------------------------------------------------------------
+
+    async def _machine(self, spec: MachineSpec, networks: dict[str, NetworkSpec]) -> MachineReport:
+        try:
+            if spec.power == "absent":
+                return await self._absent(spec)
+            if spec.power == "stopped":
+                self._health.pop(spec.instance_id, None)
+                return await self.drivers.machines.ensure_stopped(spec)
+            return await self._running(spec, networks)
+        except (DriverError, OSError) as error:
+            return self._failed(spec, error)
+
+    async def _running(self, spec: MachineSpec, networks: dict[str, NetworkSpec]) -> MachineReport:
+        taps: dict[str, int] = {}
+        try:
+            if self.drivers.machines.needs_taps(spec):
+                for disk in spec.disks:
+                    await self.drivers.disks.ensure(disk)
+                for nic in spec.nics:
+                    taps[nic.interface_id] = await self.drivers.networks.open_tap(networks[nic.vpc_id], nic)
+            report = await self.drivers.machines.ensure_running(spec, taps)
+        finally:
+            for descriptor in taps.values():
+                os.close(descriptor)
+        self._failures.pop((spec.instance_id, spec.boot_count), None)
+        return replace(report, reachable=await self._reachable(spec, report, networks))
+
+    async def _absent(self, spec: MachineSpec) -> MachineReport:
+        self._health.pop(spec.instance_id, None)
+        report = await self.drivers.machines.ensure_absent(spec.instance_id)
+        return report
+
+    def _failed(self, spec: MachineSpec, error: Exception) -> MachineReport:
+        """Trying again is the next pass's work, a few times; then the launch has failed and says why."""
+        key = (spec.instance_id, spec.boot_count)
+        self._failures[key] = self._failures.get(key, 0) + 1
+        text = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        log.warning("%s: %s (try %d)", spec.instance_id, text, self._failures[key])
+        fatal = isinstance(error, DriverError) and error.fatal
+        if spec.power == "running" and (fatal or self._failures[key] >= TRIES):
+            return MachineReport(spec.instance_id, "off", spec.boot_count, "launch-failed", text)
+        power = "starting" if spec.power == "running" else "stopping"
+        return MachineReport(spec.instance_id, power, max(spec.boot_count - 1, 0), detail=text, phase="trying again")  # type: ignore[arg-type]
+
+    async def _reachable(
+        self, spec: MachineSpec, report: MachineReport, networks: dict[str, NetworkSpec]
+    ) -> bool | None:
+        """EC2's instance status check: does the guest answer at its address? None until it is known."""
+        if report.power != "running" or not spec.nics:
+            return report.reachable
+        now = time.monotonic()
+        health = self._health.get(spec.instance_id)
+        if health is None or health.boot_count != report.boot_count:
+            health = self._health[spec.instance_id] = _Health(report.boot_count, now)
+        if health.answered and now - health.asked < REACHABLE_PERIOD:
+            return True
+        nic = spec.nics[0]
+        health.asked = now
+        if await self.drivers.networks.reachable(networks[nic.vpc_id], nic):
+            health.answered = True
+        elif health.answered or now - health.since > IMPAIRED_AFTER:
+            health.answered = False
+        return health.answered
+
+    # --- what nobody wants any more -----------------------------------------------------------------
+
+    async def _remove_machines(self, assignment: Assignment) -> None:
+        wanted = {machine.instance_id for machine in assignment.machines}
+        for instance_id in (await self.drivers.machines.observe()).keys() - wanted:
+            await self._tolerate(f"machine {instance_id}", self._remove(instance_id))
+
+    async def _remove(self, instance_id: str) -> None:
+        self._health.pop(instance_id, None)
+        await self.drivers.machines.ensure_absent(instance_id)
+
+    async def _remove_rest(self, assignment: Assignment) -> None:
+        kept = {disk.volume_id for disk in assignment.volumes}
+        for volume_id in await self.drivers.disks.observe() - kept:
+            await self._tolerate(f"volume {volume_id}", self.drivers.disks.ensure_absent(volume_id))
+        networks = {network.vpc_id for network in assignment.networks}
+        for vpc_id in await self.drivers.networks.observe() - networks:
+            await self._tolerate(f"network {vpc_id}", self.drivers.networks.ensure_absent(vpc_id))

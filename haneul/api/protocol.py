@@ -1,0 +1,342 @@
+"""The codec: botocore's service models are the only description of requests and answers.
+
+`parse` turns wire parameters into the dict that boto3's user wrote; `serialise` turns such a dict into XML.
+Protocols `ec2` (EC2 Query) and `query` (STS); Smithy, "AWS EC2 query protocol" and "AWS query protocol".
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import botocore.session
+from botocore.model import OperationModel, ServiceModel, Shape
+
+from haneul.errors import CloudError, invalid, missing
+
+Tree = dict[str, Any]
+Parameters = list[tuple[str, str]]
+_MAX_DEPTH = 24
+
+#: Enumerations that haneul does not take from the model: its own families are instance types too, and an
+#: unknown type has an error of its own.
+_OPEN_ENUMS = frozenset({"InstanceType"})
+_PARAMETERS_OF_EVERY_CALL = frozenset({"Action", "Version", "SignatureVersion", "SignatureMethod", "Timestamp", "AWSAccessKeyId"})
+
+
+@cache
+def service_model(service: str) -> ServiceModel:
+    return botocore.session.get_session().get_service_model(service)
+
+
+@cache
+def operations(service: str) -> frozenset[str]:
+    return frozenset(service_model(service).operation_names)
+
+
+def operation_model(service: str, name: str) -> OperationModel:
+    """Raises `InvalidAction` for a name that the model does not have."""
+    if name not in operations(service):
+        raise CloudError("InvalidAction", f"The action {name or '(none)'} is not valid for this web service.")
+    return _operation(service, name)
+
+
+@cache
+def _operation(service: str, name: str) -> OperationModel:
+    return service_model(service).operation_model(name)
+
+
+# --- requests ---------------------------------------------------------------------------------------
+
+
+def _grow(parameters: Parameters) -> Tree:
+    """`A.1.B=x` -> {"A": {"1": {"B": "x"}}}. A name that is both a value and a group is refused."""
+    tree: Tree = {}
+    for name, value in parameters:
+        *path, leaf = name.split(".")
+        if len(path) > _MAX_DEPTH:
+            raise CloudError("InvalidParameter", f"The parameter {name[:80]} is nested too deeply.")
+        node = tree
+        for part in path:
+            following = node.setdefault(part, {})
+            if not isinstance(following, dict):
+                raise CloudError("InvalidParameter", f"The parameter {name} is both a value and a structure.")
+            node = following
+        if isinstance(node.get(leaf), dict):
+            raise CloudError("InvalidParameter", f"The parameter {name} is both a value and a structure.")
+        node[leaf] = value
+    return tree
+
+
+def _wire_name(protocol: str, member: str, shape: Shape) -> str:
+    serialization = shape.serialization
+    if protocol == "ec2":
+        if "queryName" in serialization:
+            return str(serialization["queryName"])
+        name = str(serialization.get("name", member))
+        return name[:1].upper() + name[1:]
+    return str(serialization.get("name", member))
+
+
+@cache
+def _members(protocol: str, service: str, shape_name: str) -> dict[str, tuple[str, Shape]]:
+    shape = service_model(service).shape_for(shape_name)
+    return {_wire_name(protocol, name, member): (name, member) for name, member in shape.members.items()}
+
+
+class _Parser:
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.protocol = service_model(service).protocol
+
+    def structure(self, shape: Shape, node: Any, path: str) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            if node == "":
+                return {}
+            raise CloudError("InvalidParameterValue", f"The parameter {path} is a structure; a value was given.")
+        members = _members(self.protocol, self.service, shape.name)
+        result: dict[str, Any] = {}
+        for wire, value in node.items():
+            place = f"{path}.{wire}" if path else wire
+            if wire not in members:
+                if not path and (wire in _PARAMETERS_OF_EVERY_CALL or wire.startswith("X-Amz-")):
+                    continue
+                raise CloudError("UnknownParameter", f"The parameter {place[:200]} is not recognized")
+            name, member = members[wire]
+            result[name] = self.value(member, value, place)
+        for required in shape.required_members:
+            if required not in result:
+                wire = _wire_name(self.protocol, required, shape.members[required])
+                raise missing(f"{path}.{wire}" if path else wire)
+        return result
+
+    def value(self, shape: Shape, node: Any, path: str) -> Any:
+        kind = shape.type_name
+        if kind == "structure":
+            return self.structure(shape, node, path)
+        if kind == "list":
+            return self.list(shape, node, path)
+        if isinstance(node, dict):
+            raise CloudError("InvalidParameterValue", f"The parameter {path} is a value; a structure was given.")
+        return _scalar(shape, node, path)
+
+    def list(self, shape: Shape, node: Any, path: str) -> list[Any]:
+        if node == "":
+            return []
+        if not isinstance(node, dict):
+            raise CloudError("InvalidParameterValue", f"The parameter {path} is a list; a value was given.")
+        if self.protocol == "query" and set(node) == {"member"}:
+            node = node["member"]
+        try:
+            items = sorted((int(index), index) for index in node)
+        except (ValueError, TypeError):
+            wrong = next(index for index in node if not str(index).isdigit())
+            raise CloudError("UnknownParameter", f"The parameter {path}.{wrong[:80]} is not recognized") from None
+        member = shape.member
+        return [self.value(member, node[index], f"{path}.{index}") for _, index in items]
+
+
+_INTEGER = re.compile(r"[+-]?\d{1,19}\Z")
+
+
+def _scalar(shape: Shape, text: str, path: str) -> Any:
+    kind = shape.type_name
+    if kind in ("string", "character"):
+        return _string(shape, text, path)
+    if kind in ("integer", "long"):
+        if not _INTEGER.match(text):
+            raise invalid(text[:100], path, "It is not an integer.")
+        return _ranged(shape, int(text), path)
+    if kind == "boolean":
+        if text.lower() not in ("true", "false"):
+            raise invalid(text[:100], path, "It must be true or false.")
+        return text.lower() == "true"
+    if kind in ("float", "double"):
+        try:
+            return _ranged(shape, float(text), path)
+        except ValueError:
+            raise invalid(text[:100], path, "It is not a number.") from None
+    if kind == "timestamp":
+        return parse_time(text, path)
+    if kind == "blob":
+        try:
+            return base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raise invalid("…", path, "It is not valid base64.") from None
+    raise CloudError("InternalError", f"The model has a type that haneul does not know: {kind}")
+
+
+def _string(shape: Shape, text: str, path: str) -> str:
+    allowed = getattr(shape, "enum", None)
+    if allowed and shape.name not in _OPEN_ENUMS and text not in allowed:
+        raise invalid(text[:100], path)
+    return text
+
+
+def _ranged(shape: Shape, number: Any, path: str) -> Any:
+    low, high = shape.metadata.get("min"), shape.metadata.get("max")
+    if low is not None and number < low:
+        raise invalid(number, path, f"Expected at least {low}.")
+    if high is not None and number > high:
+        raise invalid(number, path, f"Expected at most {high}.")
+    if shape.type_name == "integer" and not -(2**31) <= number < 2**31:
+        raise invalid(number, path, "It does not fit into 32 bits.")
+    return number
+
+
+def parse_time(text: str, path: str) -> dt.datetime:
+    """ISO 8601 or seconds since the epoch, as the SDKs send them; the answer is in UTC."""
+    try:
+        if re.fullmatch(r"-?\d+(\.\d+)?", text):
+            return dt.datetime.fromtimestamp(float(text), dt.UTC)
+        time = dt.datetime.fromisoformat(text)
+    except (ValueError, OverflowError, OSError):
+        raise invalid(text[:100], path, "It is not an ISO 8601 time.") from None
+    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
+
+
+def parse(service: str, operation: OperationModel, parameters: Parameters) -> dict[str, Any]:
+    """The operation's input as boto3's user wrote it.
+
+    Raises `CloudError`: UnknownParameter, MissingParameter, InvalidParameter, InvalidParameterValue.
+    """
+    tree = _grow(parameters)
+    shape = operation.input_shape
+    if shape is None:
+        return {}
+    return _Parser(service).structure(shape, tree, "")
+
+
+# --- answers ----------------------------------------------------------------------------------------
+
+Write = Callable[[Any, list[str]], None]
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def escape(text: str) -> str:
+    """Text for XML; characters that XML 1.0 cannot hold at all become U+FFFD."""
+    text = _NOT_XML.sub("\ufffd", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\r", "&#xD;")
+
+
+def format_time(time: dt.datetime) -> str:
+    return time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03d}Z"
+
+
+def _text_of(shape: Shape) -> Callable[[Any], str]:
+    kind = shape.type_name
+    if kind == "boolean":
+        return lambda value: "true" if value else "false"
+    if kind == "timestamp":
+        return format_time
+    if kind == "blob":
+        return lambda value: base64.b64encode(value).decode()
+    if kind in ("integer", "long"):
+        return lambda value: str(int(value))
+    if kind in ("float", "double"):
+        return lambda value: repr(float(value))
+    return lambda value: escape(str(value))
+
+
+class _Serialiser:
+    """Writers by shape, made once for each shape and kept."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.writers: dict[str, Write] = {}
+
+    def writer(self, shape: Shape) -> Write:
+        if shape.type_name == "structure":
+            return self._named(shape, self._structure)
+        if shape.type_name == "list":
+            return self._list(shape)
+        text = _text_of(shape)
+        return lambda value, out: out.append(text(value))
+
+    def _named(self, shape: Shape, make: Callable[[Shape], Write]) -> Write:
+        name = shape.name
+        if name not in self.writers:
+            # A shape may contain itself: what is written here looks the writer up when it runs.
+            self.writers[name] = lambda value, out: self.writers[name](value, out)
+            self.writers[name] = make(shape)
+        return self.writers[name]
+
+    def _structure(self, shape: Shape) -> Write:
+        members = [
+            (name, f"<{wire}>", f"</{wire}>", self.writer(member))
+            for name, member in shape.members.items()
+            for wire in (member.serialization.get("name", name),)
+        ]
+
+        def write(value: Mapping[str, Any], out: list[str]) -> None:
+            for name, opening, closing, inner in members:
+                item = value.get(name)
+                if item is not None:
+                    out.append(opening)
+                    inner(item, out)
+                    out.append(closing)
+
+        return write
+
+    def _list(self, shape: Shape) -> Write:
+        default = "item" if service_model(self.service).protocol == "ec2" else "member"
+        wire = shape.member.serialization.get("name", default)
+        opening, closing, inner = f"<{wire}>", f"</{wire}>", self.writer(shape.member)
+
+        def write(value: list[Any], out: list[str]) -> None:
+            for item in value:
+                out.append(opening)
+                inner(item, out)
+                out.append(closing)
+
+        return write
+
+
+@cache
+def _serialiser(service: str) -> _Serialiser:
+    return _Serialiser(service)
+
+
+def serialise(service: str, operation: OperationModel, result: Mapping[str, Any], request_id: str) -> bytes:
+    """The answer's body. Operations without an output shape answer `<return>true</return>`, as EC2 does."""
+    out = ['<?xml version="1.0" encoding="UTF-8"?>\n']
+    namespace = service_model(service).metadata.get("xmlNamespace", "")
+    name = operation.name
+    shape = operation.output_shape
+    if service_model(service).protocol == "query":
+        out.append(f'<{name}Response xmlns="{namespace}">')
+        if shape is not None:
+            out.append(f"<{name}Result>")
+            _serialiser(service).writer(shape)(result, out)
+            out.append(f"</{name}Result>")
+        out.append(f"<ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata></{name}Response>")
+    else:
+        # AWS sends the namespace with a final slash and libcloud matches it to the letter.
+        out.append(f'<{name}Response xmlns="{namespace}/"><requestId>{request_id}</requestId>')
+        if shape is not None and shape.members:
+            _serialiser(service).writer(shape)(result, out)
+        else:
+            out.append("<return>true</return>")
+        out.append(f"</{name}Response>")
+    return "".join(out).encode()
+
+
+def serialise_error(protocol: str, error: CloudError, request_id: str) -> bytes:
+    code, message = escape(error.code), escape(error.message)
+    if protocol == "query":
+        side = "Receiver" if error.status >= 500 else "Sender"
+        body = (
+            f'<ErrorResponse><Error><Type>{side}</Type><Code>{code}</Code><Message>{message}</Message></Error>'
+            f"<RequestId>{request_id}</RequestId></ErrorResponse>"
+        )
+    else:
+        body = (
+            f"<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors>"
+            f"<RequestID>{request_id}</RequestID></Response>"
+        )
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}'.encode()

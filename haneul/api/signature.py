@@ -1,0 +1,142 @@
+"""Signature Version 4, the server's side (AWS General Reference, "Signing AWS API requests"). Pure.
+
+The account follows from the access key, the region from the credential scope, never from the host name.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from haneul.errors import CloudError
+
+ALGORITHM = "AWS4-HMAC-SHA256"
+MAX_SKEW = dt.timedelta(minutes=15)
+_REFUSED = "AWS was not able to validate the provided access credentials"
+_CREDENTIAL = re.compile(r"([^/]{1,128})/(\d{8})/([a-z0-9-]{1,64})/([a-z0-9-]{1,64})/aws4_request\Z")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is signed. `headers` has lower-case names; `query` is decoded, in the order received."""
+
+    method: str
+    path: str
+    query: tuple[tuple[str, str], ...]
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The credential of a signed request, before its signature was checked."""
+
+    access_key: str
+    date: str
+    region: str
+    service: str
+    signed_headers: tuple[str, ...]
+    signature: str
+    time: dt.datetime
+    expires: int | None = None
+
+
+def _refuse() -> CloudError:
+    return CloudError("AuthFailure", _REFUSED)
+
+
+def _time(text: str) -> dt.datetime:
+    try:
+        return dt.datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=dt.UTC)
+    except ValueError:
+        raise CloudError("AuthFailure", "AWS authentication requires a valid Date or x-amz-date header") from None
+
+
+def read_scope(request: Request) -> Scope | None:
+    """The credential that the request carries, or None where it is not signed at all."""
+    query = dict(request.query)
+    header = request.headers.get("authorization", "")
+    if header:
+        return _from_header(header, request)
+    if query.get("X-Amz-Algorithm"):
+        return _from_query(query)
+    if "AWSAccessKeyId" in query or b"AWSAccessKeyId=" in request.body:
+        raise CloudError("AuthFailure", "Signature version 2 is not supported; use AWS4-HMAC-SHA256")
+    return None
+
+
+def _from_header(header: str, request: Request) -> Scope:
+    algorithm, _, rest = header.partition(" ")
+    if algorithm != ALGORITHM:
+        raise CloudError("AuthFailure", f"The algorithm {algorithm[:40]} is not supported; use {ALGORITHM}")
+    fields = dict(part.strip().partition("=")[::2] for part in rest.split(","))
+    credential = _CREDENTIAL.match(fields.get("Credential", ""))
+    if credential is None or not fields.get("Signature") or not fields.get("SignedHeaders"):
+        raise _refuse()
+    access_key, date, region, service = credential.groups()
+    time = _time(request.headers.get("x-amz-date", ""))
+    names = tuple(fields["SignedHeaders"].split(";"))
+    return Scope(access_key, date, region, service, names, fields["Signature"], time)
+
+
+def _from_query(query: dict[str, str]) -> Scope:
+    credential = _CREDENTIAL.match(query.get("X-Amz-Credential", ""))
+    expires = query.get("X-Amz-Expires", "")
+    if query["X-Amz-Algorithm"] != ALGORITHM or credential is None or not expires.isdigit():
+        raise _refuse()
+    access_key, date, region, service = credential.groups()
+    names = tuple(query.get("X-Amz-SignedHeaders", "host").split(";"))
+    time = _time(query.get("X-Amz-Date", ""))
+    signature = query.get("X-Amz-Signature", "")
+    return Scope(access_key, date, region, service, names, signature, time, min(int(expires), 604800))
+
+
+def _encode(text: str) -> str:
+    return quote(text, safe="-_.~")
+
+
+def _canonical_request(request: Request, scope: Scope) -> str:
+    pairs = sorted((_encode(k), _encode(v)) for k, v in request.query if k != "X-Amz-Signature")
+    headers = "".join(f"{n}:{' '.join(request.headers.get(n, '').split())}\n" for n in scope.signed_headers)
+    digest = hashlib.sha256(request.body).hexdigest()
+    return "\n".join(
+        (
+            request.method,
+            quote(request.path, safe="/-_.~") or "/",
+            "&".join(f"{k}={v}" for k, v in pairs),
+            headers,
+            ";".join(scope.signed_headers),
+            digest,
+        )
+    )
+
+
+def sign(secret: str, scope: Scope, canonical_request: str) -> str:
+    key = f"AWS4{secret}".encode()
+    for part in (scope.date, scope.region, scope.service, "aws4_request"):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    credential_scope = f"{scope.date}/{scope.region}/{scope.service}/aws4_request"
+    stamp = scope.time.strftime("%Y%m%dT%H%M%SZ")
+    digest = hashlib.sha256(canonical_request.encode("utf-8", "surrogateescape")).hexdigest()
+    to_sign = f"{ALGORITHM}\n{stamp}\n{credential_scope}\n{digest}"
+    return hmac.new(key, to_sign.encode(), hashlib.sha256).hexdigest()
+
+
+def verify(request: Request, scope: Scope, secret_of: Callable[[str], str | None], now: dt.datetime) -> None:
+    """Raises `CloudError`: AuthFailure or RequestExpired."""
+    secret = secret_of(scope.access_key)
+    if secret is None:
+        raise _refuse()
+    if "host" not in scope.signed_headers or scope.time.strftime("%Y%m%d") != scope.date:
+        raise _refuse()
+    expected = sign(secret, scope, _canonical_request(request, scope))
+    if not hmac.compare_digest(expected.encode(), scope.signature.encode("utf-8", "replace")):
+        raise _refuse()
+    latest = scope.time + (dt.timedelta(seconds=scope.expires) if scope.expires is not None else MAX_SKEW)
+    if now > latest or now < scope.time - MAX_SKEW:
+        raise CloudError("RequestExpired", "Request has expired.")

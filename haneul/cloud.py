@@ -1,0 +1,291 @@
+"""A whole haneul in one process: store, operations, control plane, agent, API. Given its drivers, it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from haneul.agent.agent import Agent, Drivers
+from haneul.agent.link import LocalLink
+from haneul.api.app import Api, make_app
+from haneul.api.control import make_control
+from haneul.config import Settings
+from haneul.drivers.interface import Console, DriverError, Screenshotter
+from haneul.errors import CloudError, SettingsError
+from haneul.identity import Identity
+from haneul.model.image import CatalogueImage
+from haneul.reconcile.assign import Signer
+from haneul.reconcile.control import Control
+from haneul.services import ec2, sts
+from haneul.services.context import Caller
+from haneul.services.dispatch import Cloud
+from haneul.services.ec2.instance_views import state_of
+from haneul.store import tables
+from haneul.store.database import Store
+
+log = logging.getLogger(__name__)
+SERVER_ID = "server-1"
+SWEEP_SECONDS = 5.0
+_OPERATIONS = (ec2, sts)  # importing them fills the table of operations
+
+
+class LocalAsk:
+    """Questions to the agent's drivers, from the operations' threads to the agent's loop."""
+
+    def __init__(self, drivers: Drivers, loop: asyncio.AbstractEventLoop) -> None:
+        self._machines = drivers.machines
+        self._loop = loop
+
+    def console_output(self, server_id: str, instance_id: str, deadline: float) -> bytes:
+        if not isinstance(self._machines, Console):
+            raise CloudError("UnsupportedOperation", "This server's machines have no console.")
+        return self._answer(self._machines.console_output(instance_id), deadline)
+
+    def screenshot(self, server_id: str, instance_id: str, deadline: float) -> bytes:
+        if not isinstance(self._machines, Screenshotter):
+            raise CloudError("UnsupportedOperation", "This server's machines have no display.")
+        return self._answer(self._machines.screenshot(instance_id), deadline)
+
+    def _answer(self, question: Any, deadline: float) -> bytes:
+        future = asyncio.run_coroutine_threadsafe(question, self._loop)
+        try:
+            return bytes(future.result(deadline))
+        except TimeoutError:
+            future.cancel()
+            raise CloudError("Unavailable", "The instance's server did not answer in time.") from None
+        except DriverError as error:
+            raise CloudError("Unavailable", f"The instance's server could not answer: {error}") from None
+
+
+class StoredIdentities:
+    """Access keys, from the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def _row(self, access_key: str) -> dict[str, Any] | None:
+        with self._store.read() as tx:
+            row = tx.get(tables.access_keys, access_key)
+        return dict(row) if row else None
+
+    def secret_of(self, access_key: str) -> str | None:
+        row = self._row(access_key)
+        return row["secret"] if row else None
+
+    def account_of(self, access_key: str) -> str | None:
+        row = self._row(access_key)
+        return row["account"] if row else None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: one haneul has two servers and handles signals once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@dataclass
+class Running:
+    """A started haneul."""
+
+    settings: Settings
+    cloud: Cloud
+    control: Control
+    agent: Agent
+    store: Store
+    loop: asyncio.AbstractEventLoop
+
+    def status(self) -> dict[str, Any]:
+        """What `haneul status` shows."""
+        with self.store.read() as tx:
+            servers = tx.select(tables.servers)
+            instances = tx.select(tables.instances)
+            addresses = {row["instance_id"]: row for row in tx.select(tables.interfaces)}
+        shown = []
+        for row in sorted(instances, key=lambda row: row["created"]):
+            interface = addresses.get(row["id"])
+            shown.append(
+                {
+                    "instance": row["id"],
+                    "account": row["account"],
+                    "region": row["region"],
+                    "type": row["instance_type"],
+                    "image": row["image_name"],
+                    "state": state_of(row),
+                    "phase": row["observed_phase"],
+                    "accelerator": row["observed_accelerator"],
+                    "address": interface["address"] if interface else "",
+                    "public_address": (interface["public_address"] or "") if interface else "",
+                    "reason": row["reason_message"],
+                }
+            )
+        return {
+            "endpoint": self.settings.endpoint,
+            "data": str(self.settings.data),
+            "drivers": self.settings.drivers,
+            "auth": self.settings.auth,
+            "uplink": self.settings.uplink,
+            "public_pool": self.settings.public_pool,
+            "servers": [
+                {
+                    "server": row["id"],
+                    "vcpus": row["vcpus"],
+                    "memory_mib": row["memory_mib"],
+                    "reserved_vcpus": row["reserved_vcpus"],
+                    "reserved_memory_mib": row["reserved_memory_mib"],
+                    **row["observed_facts"],
+                }
+                for row in servers
+            ],
+            "instances": shown,
+            "problems": self.agent.problems,
+        }
+
+    async def stop_instances(self) -> int:
+        """Order every running instance to stop, as its owner would; gives how many."""
+
+        def work() -> int:
+            with self.store.read() as tx:
+                rows = [row for row in tx.select(tables.instances) if state_of(row) in ("pending", "running")]
+            for row in rows:
+                with self.store.write() as tx:
+                    why = "Server.ScheduledStop"
+                    message = f"{why}: Stopped due to a scheduled stop of haneul"
+                    tx.update(
+                        tables.instances, row["id"], power="stopped", reason_code=why, reason_message=message
+                    )
+            return len(rows)
+
+        return await asyncio.to_thread(work)
+
+
+def _first_account(store: Store, settings: Settings, identity: Identity) -> None:
+    """The keys of the first start belong to the default account."""
+    access_key, secret = identity.read_credentials()
+    with store.write() as tx:
+        if tx.get(tables.accounts, settings.account) is None:
+            tx.insert(tables.accounts, id=settings.account, name="default", created=time.time())
+        row = tx.get(tables.access_keys, access_key)
+        if row is None:
+            tx.insert(
+                tables.access_keys, id=access_key, account=settings.account, secret=secret, created=time.time()
+            )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. "
+            "Another program (or another haneul) has the port; choose one with HANEUL_PORT."
+        ) from None
+    listener.listen(512)
+    return listener
+
+
+@asynccontextmanager
+async def start(
+    settings: Settings,
+    identity: Identity,
+    make_drivers: Callable[[Callable[[], None]], Drivers],
+    catalogue: Callable[[], list[CatalogueImage]],
+    control_socket: Path | None = None,
+) -> AsyncIterator[Running]:
+    """A haneul that serves until the block ends. Machines, networks and metadata go on after it."""
+    if settings.public_pool == "auto":
+        settings = replace(settings, public_pool=identity.pool)
+    loop = asyncio.get_running_loop()
+    listener = _listen(settings)
+    settings = replace(settings, port=listener.getsockname()[1])
+    store = Store(settings.database_url)
+    await asyncio.to_thread(store.migrate)
+    _first_account(store, settings, identity)
+    agent: Agent | None = None
+
+    def wake() -> None:
+        if agent is not None:
+            loop.call_soon_threadsafe(agent.wake)
+
+    drivers = make_drivers(wake)
+    cloud = Cloud(store, settings, LocalAsk(drivers, loop), time.time, identity.secret)
+    signer = Signer(identity.sign, identity.ssh_public)
+    control = Control(store, settings, signer, time.time, catalogue)
+    agent = Agent(LocalLink(control, SERVER_ID), drivers, SERVER_ID)
+    store.on_commit(wake)
+    await asyncio.to_thread(control.sweep)
+    running = Running(settings, cloud, control, agent, store, loop)
+    api = Api(cloud, StoredIdentities(store), settings.auth == "open", settings.account, settings.region, time.time)
+    await agent.introduce()
+    servers = [(_Server(_uvicorn(make_app(api))), listener)]
+    if control_socket is not None:
+        app = make_control(running.status, running.stop_instances)
+        servers.append((_Server(_uvicorn(app)), _unix(control_socket)))
+    tasks = [asyncio.create_task(server.serve(sockets=[one])) for server, one in servers]
+    tasks += [asyncio.create_task(agent.run()), asyncio.create_task(_sweeps(control))]
+    try:
+        while not all(server.started for server, _ in servers):
+            await asyncio.sleep(0.01)
+        yield running
+    finally:
+        for server, _ in servers:
+            server.should_exit = True
+        for task in tasks[len(servers) :]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(store.close)
+
+
+def _uvicorn(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=3,
+    )
+
+
+def _unix(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(16)
+    return listener
+
+
+async def _sweeps(control: Control) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        try:
+            await asyncio.to_thread(control.sweep)
+        except Exception:
+            log.exception("a sweep failed; the next one tries again")
+
+
+async def until_told_to_stop() -> None:
+    """Returns at SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()

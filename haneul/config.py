@@ -1,0 +1,147 @@
+"""The settings: one frozen value, read from `haneul.toml` and from `HANEUL_*` variables.
+
+Every field of `Settings` is a key of the file and, in capitals behind `HANEUL_`, a variable. A variable wins
+over the file, the file over the default.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from haneul.errors import SettingsError
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def default_data() -> Path:
+    """`/var/lib/haneul` for root; below the home directory for others (who can use the fake drivers)."""
+    if _is_root():
+        return Path("/var/lib/haneul")
+    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local/share"))) / "haneul"
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"text": text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    data: Path = field(default_factory=default_data, metadata={"text": "directory of everything that haneul keeps"})
+    images: Path | None = _setting(None, "directory of the built images (default: DATA/images)")
+    host: str = _setting("127.0.0.1", "address of the API")
+    port: int = _setting(4566, "port of the API")
+    auth: Literal["signed", "open"] = _setting("signed", "`open` accepts any credentials, on loopback only")
+    drivers: Literal["auto", "fake"] = _setting("auto", "`fake` runs the whole cloud without any guest")
+    accelerator: Literal["auto", "tcg", "kvm"] = _setting("auto", "`auto` uses KVM where a probe has booted a guest with it")
+    generation_fallback: Literal["emulate", "refuse"] = _setting(
+        "emulate", "HVM types on a server without KVM: run them emulated, or refuse them"
+    )
+    uplink: Literal["none", "nat"] = _setting("none", "`nat` lets guests reach beyond this machine")
+    account: str = _setting("000000000000", "the account of the keys that the first start makes")
+    region: str = _setting("us-east-1", "the region that `haneul env` names")
+    database: str = _setting("", "database URL (default: SQLite in DATA)")
+    unknown_image: str = _setting("refuse", "`refuse`, or the name of the image that stands in for an unknown AMI id")
+    public_pool: str = _setting("auto", "CIDR of the public addresses (`auto`: a /23 of 198.18.0.0/15, by DATA)")
+    stop_seconds: int = _setting(90, "how long a guest may take to shut down before it is forced")
+    vcpu_overcommit: int = _setting(16, "vCPUs that may be promised for each of the server's")
+    memory_reserve_mib: int = _setting(1024, "memory of the server that instances never get")
+    memory_overhead_mib: int = _setting(160, "memory that one instance costs beyond its own")
+    terminated_seconds: int = _setting(3600, "how long a terminated instance stays describable")
+
+    @property
+    def image_directory(self) -> Path:
+        return self.images if self.images is not None else self.data / "images"
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data / 'haneul.db'}"
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a setting's value came from: `default`, the file's path, or the variable's name."""
+
+    name: str
+    value: Any
+    origin: str
+    text: str
+
+
+def _parse(name: str, kind: Any, value: Any, origin: str) -> Any:
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    if choices and value not in choices:
+        wanted = ", ".join(choices)
+        raise SettingsError(f"{origin}: {name} = {value!r} is not one of: {wanted}")
+    if kind is int:
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise SettingsError(f"{origin}: {name} = {value!r} is not a whole number") from None
+    if kind is Path or kind == (Path | None):
+        return Path(str(value)).expanduser().absolute()
+    return str(value)
+
+
+def config_file(environment: Mapping[str, str]) -> Path | None:
+    """`HANEUL_CONFIG`, else `haneul.toml` in this directory, else `/etc/haneul/haneul.toml`."""
+    named = environment.get("HANEUL_CONFIG")
+    if named:
+        if not Path(named).is_file():
+            raise SettingsError(f"HANEUL_CONFIG names {named}, which is not a file")
+        return Path(named)
+    for candidate in (Path("haneul.toml"), Path("/etc/haneul/haneul.toml")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def sources(environment: Mapping[str, str] | None = None) -> list[Source]:
+    """Every setting with its value and where that came from. Raises `SettingsError`."""
+    environment = os.environ if environment is None else environment
+    path = config_file(environment)
+    try:
+        written = tomllib.loads(path.read_text()) if path else {}
+    except (tomllib.TOMLDecodeError, OSError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+    hints = get_type_hints(Settings)
+    known = {one.name: one for one in fields(Settings)}
+    for name in written:
+        if name not in known:
+            raise SettingsError(f"{path}: there is no setting {name!r}; `haneul config` lists them")
+    found = []
+    defaults = Settings()
+    for name, one in known.items():
+        value, origin = getattr(defaults, name), "default"
+        if name in written:
+            value, origin = _parse(name, hints[name], written[name], str(path)), str(path)
+        variable = f"HANEUL_{name.upper()}"
+        if environment.get(variable):
+            value, origin = _parse(name, hints[name], environment[variable], variable), variable
+        found.append(Source(name, value, origin, one.metadata["text"]))
+    return found
+
+
+def load(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings in force. Raises `SettingsError` with the place of the mistake."""
+    return _checked(Settings(**{one.name: one.value for one in sources(environment)}))
+
+
+def _checked(settings: Settings) -> Settings:
+    if not 0 <= settings.port <= 65535:
+        raise SettingsError(f"port = {settings.port} is not a port")
+    if len(settings.account) != 12 or not settings.account.isdigit():
+        raise SettingsError(f"account = {settings.account!r} is not twelve digits")
+    if settings.auth == "open" and settings.host not in ("127.0.0.1", "::1", "localhost"):
+        raise SettingsError(f"auth = 'open' is for loopback only, host is {settings.host!r}: use auth = 'signed'")
+    return settings

@@ -1,0 +1,192 @@
+"""Fake drivers: the whole cloud without any guest, instantly. They say that they are fake.
+
+Their world is one SQLite file, which outlives haneul as real machines do, so that crashes can be tested on it.
+A row is a thing: (kind, id, value). Tests reach into it (`World.put`) to play the guest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from haneul.drivers.interface import DriverError
+from haneul.model.assignment import (
+    DiskSpec,
+    MachineReport,
+    MachineSpec,
+    MetadataSpec,
+    NetworkSpec,
+    NicSpec,
+    ServerFacts,
+)
+
+
+class World:
+    """The things of a fake server. Safe to open from several processes."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=20)
+        self._lock = threading.Lock()
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=OFF")
+        self._connection.execute(
+            "CREATE TABLE IF NOT EXISTS things (kind TEXT, id TEXT, value TEXT, PRIMARY KEY (kind, id))"
+        )
+
+    @contextmanager
+    def _cursor(self) -> Iterator[sqlite3.Cursor]:
+        with self._lock:
+            yield self._connection.cursor()
+
+    def all(self, kind: str) -> dict[str, Any]:
+        with self._cursor() as cursor:
+            rows = cursor.execute("SELECT id, value FROM things WHERE kind = ?", (kind,)).fetchall()
+        return {one: json.loads(value) for one, value in rows}
+
+    def get(self, kind: str, one: str) -> Any:
+        with self._cursor() as cursor:
+            row = cursor.execute("SELECT value FROM things WHERE kind = ? AND id = ?", (kind, one)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def put(self, kind: str, one: str, value: Any) -> None:
+        with self._cursor() as cursor:
+            cursor.execute("REPLACE INTO things VALUES (?, ?, ?)", (kind, one, json.dumps(value)))
+
+    def remove(self, kind: str, one: str) -> None:
+        with self._cursor() as cursor:
+            cursor.execute("DELETE FROM things WHERE kind = ? AND id = ?", (kind, one))
+
+
+def _report(instance_id: str, value: dict[str, Any]) -> MachineReport:
+    running = value["power"] == "running"
+    return MachineReport(
+        instance_id,
+        value["power"],
+        value["boot_count"],
+        value.get("cause", ""),
+        value.get("detail", ""),
+        phase="fake",
+        accelerator="fake",
+        reachable=True if running else None,
+    )
+
+
+class FakeMachines:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def observe(self) -> dict[str, MachineReport]:
+        return {one: _report(one, value) for one, value in self.world.all("machine").items()}
+
+    def needs_taps(self, spec: MachineSpec) -> bool:
+        value = self.world.get("machine", spec.instance_id)
+        return value is None or (value["power"] == "off" and value["boot_count"] < spec.boot_count)
+
+    async def ensure_running(self, spec: MachineSpec, taps: dict[str, int]) -> MachineReport:
+        value = self.world.get("machine", spec.instance_id) or {"power": "off", "boot_count": 0, "console": ""}
+        if value["boot_count"] < spec.boot_count:
+            line = f"haneul fake machine {spec.instance_id}: boot {spec.boot_count}\n"
+            value = {"power": "running", "boot_count": spec.boot_count, "console": value["console"] + line}
+            value["spec"] = asdict(spec)
+            self.world.put("machine", spec.instance_id, value)
+        return _report(spec.instance_id, value)
+
+    async def ensure_stopped(self, spec: MachineSpec) -> MachineReport:
+        value = self.world.get("machine", spec.instance_id)
+        if value is None:
+            return MachineReport(spec.instance_id, "off")
+        if value["power"] != "off":
+            value |= {"power": "off", "cause": "ordered"}
+            self.world.put("machine", spec.instance_id, value)
+        return _report(spec.instance_id, value)
+
+    async def ensure_absent(self, instance_id: str) -> MachineReport:
+        self.world.remove("machine", instance_id)
+        return MachineReport(instance_id, "absent")
+
+    async def console_output(self, instance_id: str) -> bytes:
+        value = self.world.get("machine", instance_id)
+        return str(value["console"]).encode() if value else b""
+
+    async def screenshot(self, instance_id: str) -> bytes:
+        """A real, small PNG that says nothing: a fake machine has no display."""
+        import io
+
+        from PIL import Image
+
+        out = io.BytesIO()
+        Image.new("RGB", (64, 48), "black").save(out, "PNG")
+        return out.getvalue()
+
+
+class FakeDisks:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def observe(self) -> frozenset[str]:
+        return frozenset(self.world.all("volume"))
+
+    async def ensure(self, disk: DiskSpec) -> None:
+        if self.world.get("volume", disk.volume_id) != disk.size_gib:
+            self.world.put("volume", disk.volume_id, disk.size_gib)
+
+    async def ensure_absent(self, volume_id: str) -> None:
+        self.world.remove("volume", volume_id)
+
+
+class FakeNetworks:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def observe(self) -> frozenset[str]:
+        return frozenset(self.world.all("network"))
+
+    async def apply(self, network: NetworkSpec) -> None:
+        wanted = json.loads(json.dumps(asdict(network)))
+        if self.world.get("network", network.vpc_id) != wanted:
+            self.world.put("network", network.vpc_id, wanted)
+
+    async def open_tap(self, network: NetworkSpec, nic: NicSpec) -> int:
+        if nic.subnet_id not in {subnet.subnet_id for subnet in network.subnets}:
+            raise DriverError(f"{nic.subnet_id} is not a subnet of {network.vpc_id}", fatal=True)
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    async def ensure_absent(self, vpc_id: str) -> None:
+        self.world.remove("network", vpc_id)
+
+    async def reachable(self, network: NetworkSpec, nic: NicSpec) -> bool:
+        return True
+
+
+class FakeMetadata:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def apply(self, instances: tuple[MetadataSpec, ...]) -> None:
+        wanted = sorted(one.instance_id for one in instances)
+        if self.world.get("metadata", "instances") != wanted:
+            self.world.put("metadata", "instances", wanted)
+
+    async def ensure_absent(self) -> None:
+        self.world.remove("metadata", "instances")
+
+
+class FakeServer:
+    """A server with room for everything."""
+
+    def __init__(self, vcpus: int = 1 << 20, memory_mib: int = 1 << 30) -> None:
+        self._vcpus = vcpus
+        self._memory_mib = memory_mib
+
+    async def facts(self) -> ServerFacts:
+        accelerators = {"tcg": "fake", "kvm": "fake"}
+        return ServerFacts(self._vcpus, self._memory_mib, socket.gethostname(), "fake", accelerators)

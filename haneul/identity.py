@@ -1,0 +1,190 @@
+"""What one haneul is: its slot, keys and secrets, made at the first start and kept in the data directory.
+
+Every secret file is 0600. The slot (0-255) keeps two haneuls on one machine apart: public pool, uids and
+names of interfaces derive from it.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import functools
+import hashlib
+import ipaddress
+import os
+import secrets
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import serialization as s
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
+from cryptography.hazmat.primitives.serialization import pkcs7
+from cryptography.x509.oid import NameOID
+
+#: Benchmarking addresses (RFC 2544): not private, so they look public, and routed nowhere.
+PUBLIC_RANGE = ipaddress.IPv4Network("198.18.0.0/15")
+POOL_PREFIX = 23
+FIRST_UID = 0x70000000
+UIDS = 1 << 16
+
+
+def write_secret(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Identity:
+    directory: Path
+    slot: int
+
+    @property
+    def pool(self) -> str:
+        return str(list(PUBLIC_RANGE.subnets(new_prefix=POOL_PREFIX))[self.slot])
+
+    @property
+    def first_uid(self) -> int:
+        return FIRST_UID + self.slot * UIDS
+
+    @property
+    def tag(self) -> str:
+        """Part of the names of what this haneul makes on the host, short enough for an interface name."""
+        return f"{self.slot:02x}"
+
+    @property
+    def credentials(self) -> Path:
+        return self.directory / "credentials"
+
+    @property
+    def ssh_key(self) -> Path:
+        return self.directory / "ssh_key"
+
+    @property
+    def certificate(self) -> Path:
+        return self.directory / "identity.pem"
+
+    @property
+    def ssh_public(self) -> str:
+        return (self.directory / "ssh_key.pub").read_text().strip()
+
+    @property
+    def secret(self) -> bytes:
+        return (self.directory / "secret").read_bytes()
+
+    def read_credentials(self) -> tuple[str, str]:
+        """(access key, secret) of the first account."""
+        access_key, secret = self.credentials.read_text().split()
+        return access_key, secret
+
+    @functools.cached_property
+    def _signing_key(self) -> rsa.RSAPrivateKey:
+        key = s.load_pem_private_key((self.directory / "identity.key").read_bytes(), None)
+        assert isinstance(key, rsa.RSAPrivateKey)
+        return key
+
+    @functools.cached_property
+    def _certificate(self) -> x509.Certificate:
+        return x509.load_pem_x509_certificate(self.certificate.read_bytes())
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one identity lives as long as its process
+    def sign(self, document: str) -> Mapping[str, str]:
+        """The signed forms of an instance identity document (EC2 User Guide, "Instance identity documents")."""
+        data = document.encode()
+        raw = self._signing_key.sign(data, padding.PKCS1v15(), hashes.SHA256())
+        builder = pkcs7.PKCS7SignatureBuilder().set_data(data)
+        signed = builder.add_signer(self._certificate, self._signing_key, hashes.SHA256())
+        pem = signed.sign(s.Encoding.PEM, [pkcs7.PKCS7Options.Binary]).decode()
+        body = "\n".join(pem.strip().splitlines()[1:-1])
+        return {"signature": _lines(raw), "pkcs7": body, "rsa2048": body}
+
+
+def _lines(data: bytes) -> str:
+    text = base64.b64encode(data).decode()
+    return "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+
+
+def load(data: Path) -> Identity | None:
+    """The identity of a data directory that has been started once, or None."""
+    slot = data / "identity" / "slot"
+    return Identity(data / "identity", int(slot.read_text())) if slot.exists() else None
+
+
+def ensure(data: Path) -> Identity:
+    """Make what is missing. The slot is written last: with it the identity is whole."""
+    directory = data / "identity"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    makers = {
+        "secret": lambda path: write_secret(path, secrets.token_bytes(32)),
+        "credentials": _make_credentials,
+        "ssh_key": _make_ssh_key,
+        "identity.pem": _make_certificate,
+    }
+    for name, make in makers.items():
+        if not (directory / name).exists():
+            make(directory / name)
+    if not (directory / "slot").exists():
+        write_secret(directory / "slot", str(_choose_slot(data)).encode())
+    identity = load(data)
+    assert identity is not None
+    return identity
+
+
+def _make_credentials(path: Path) -> None:
+    access_key = "AKIA" + base64.b32encode(secrets.token_bytes(10)).decode()
+    write_secret(path, f"{access_key} {secrets.token_urlsafe(30)}\n".encode())
+
+
+def _make_ssh_key(path: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH)
+    write_secret(path.with_name("ssh_key.pub"), public + b" haneul\n", 0o644)
+    write_secret(path, key.private_bytes(s.Encoding.PEM, s.PrivateFormat.OpenSSH, s.NoEncryption()))
+
+
+def _make_certificate(path: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "haneul instance identity")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=3650))
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
+    write_secret(path.with_name("identity.key"), pem)
+    write_secret(path, certificate.public_bytes(s.Encoding.PEM), 0o644)
+
+
+def _routed() -> str:
+    try:
+        return subprocess.run(["ip", "-4", "route"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
+def _choose_slot(data: Path) -> int:
+    """By the data directory's path, so that it is the same after a purge; a taken one is passed over."""
+    first = hashlib.sha256(str(data.absolute()).encode()).digest()[0]
+    routes = _routed()
+    pools = [str(one) for one in PUBLIC_RANGE.subnets(new_prefix=POOL_PREFIX)]
+    for step in range(256):
+        slot = (first + step) % 256
+        if pools[slot] not in routes:
+            return slot
+    return first

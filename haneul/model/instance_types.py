@@ -1,0 +1,119 @@
+"""The instance types: a curated table of today's families. Sizes: AWS, "Amazon EC2 instance types".
+
+A family chooses the generation of virtualization (notes on the lecture, docs/ARCHITECTURE.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+Generation = Literal["hvm"]
+
+#: size -> vCPUs of a type of the given size in the families that scale by powers of two.
+_LARGE = {"large": 2, "xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32, "12xlarge": 48, "16xlarge": 64, "24xlarge": 96}
+_BURST_VCPUS = {"nano": 2, "micro": 2, "small": 2, "medium": 2, "large": 2, "xlarge": 4, "2xlarge": 8}
+_BURST_MIB = {"nano": 512, "micro": 1024, "small": 2048, "medium": 4096, "large": 8192, "xlarge": 16384, "2xlarge": 32768}
+_T2_VCPUS = _BURST_VCPUS | {"nano": 1, "micro": 1, "small": 1}
+
+#: size -> (network interfaces, IPv4 addresses of each) (AWS, "IP addresses per network interface").
+_INTERFACES = {
+    "nano": (2, 2),
+    "micro": (2, 2),
+    "small": (3, 4),
+    "medium": (3, 6),
+    "large": (3, 10),
+    "xlarge": (4, 15),
+    "2xlarge": (4, 15),
+    "4xlarge": (8, 30),
+    "8xlarge": (8, 30),
+    "12xlarge": (8, 30),
+    "16xlarge": (15, 50),
+    "24xlarge": (15, 50),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """`mib_per_vcpu` is None where `memory` lists the sizes one by one."""
+
+    name: str
+    vcpus: dict[str, int]
+    mib_per_vcpu: int | None
+    memory: dict[str, int]
+    clock_ghz: float
+    hypervisor: Literal["xen", "nitro"]
+    burstable: bool = False
+    threads_per_core: int = 2
+
+
+_FAMILIES = (
+    Family("t2", _T2_VCPUS, None, _BURST_MIB, 2.3, "xen", burstable=True, threads_per_core=1),
+    Family("t3", _BURST_VCPUS, None, _BURST_MIB, 2.5, "nitro", burstable=True),
+    Family("t3a", _BURST_VCPUS, None, _BURST_MIB, 2.2, "nitro", burstable=True),
+    Family("m5", _LARGE, 4096, {}, 3.1, "nitro"),
+    Family("m6i", _LARGE, 4096, {}, 3.5, "nitro"),
+    Family("m7i", _LARGE, 4096, {}, 3.2, "nitro"),
+    Family("c5", _LARGE, 2048, {}, 3.4, "nitro"),
+    Family("c6i", _LARGE, 2048, {}, 3.5, "nitro"),
+    Family("c7i", _LARGE, 2048, {}, 3.2, "nitro"),
+    Family("r5", _LARGE, 8192, {}, 3.1, "nitro"),
+    Family("r6i", _LARGE, 8192, {}, 3.5, "nitro"),
+    Family("r7i", _LARGE, 8192, {}, 3.2, "nitro"),
+)
+
+#: t2 and t3 in the free tier, as AWS marks them.
+_FREE_TIER = frozenset({"t2.micro", "t3.micro"})
+
+
+@dataclass(frozen=True)
+class InstanceType:
+    """Memory in MiB, clock in GHz."""
+
+    name: str
+    vcpus: int
+    memory_mib: int
+    clock_ghz: float
+    hypervisor: Literal["xen", "nitro"]
+    burstable: bool
+    free_tier: bool
+    threads_per_core: int
+    interfaces: int
+    addresses_per_interface: int
+    architecture: str = "x86_64"
+    generation: Generation = "hvm"
+
+    @property
+    def family(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def cores(self) -> int:
+        return max(1, self.vcpus // self.threads_per_core)
+
+
+def _make(family: Family, size: str, vcpus: int) -> InstanceType:
+    memory = family.memory[size] if family.mib_per_vcpu is None else family.mib_per_vcpu * vcpus
+    interfaces, addresses = _INTERFACES[size]
+    name = f"{family.name}.{size}"
+    threads = min(family.threads_per_core, vcpus)
+    return InstanceType(
+        name,
+        vcpus,
+        memory,
+        family.clock_ghz,
+        family.hypervisor,
+        family.burstable,
+        name in _FREE_TIER,
+        threads,
+        interfaces,
+        addresses,
+    )
+
+
+@cache
+def instance_types() -> dict[str, InstanceType]:
+    """Name -> type, in the order of the table."""
+    made = (_make(family, size, n) for family in _FAMILIES for size, n in family.vcpus.items())
+    return {made_type.name: made_type for made_type in made}

@@ -1,0 +1,205 @@
+"""The control plane's half: what a server should be goes out, what it is comes in.
+
+No input but the store and reports, no retry inside: the next report is the retry.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from haneul.config import Settings
+from haneul.model.assignment import Assignment, MachineReport, Report
+from haneul.model.image import CatalogueImage
+from haneul.model.instance import Observed, Reason, ended_by_itself, why_ended
+from haneul.reconcile import assign
+from haneul.reconcile.assign import Signer
+from haneul.services import placement
+from haneul.services.context import gmt
+from haneul.services.ec2.images import sync_catalogue
+from haneul.services.ec2.instance_views import desired
+from haneul.store import tables
+from haneul.store.database import Row, Store, Transaction
+
+log = logging.getLogger(__name__)
+EMULATED_TAG = "aws:haneul:virtualization"
+
+
+class Control:
+    """Thread-safe; all of its state is in the store (what it keeps is caches)."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        signer: Signer,
+        clock: Callable[[], float],
+        catalogue: Callable[[], list[CatalogueImage]],
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._signer = signer
+        self._clock = clock
+        self._catalogue = catalogue
+        self._known_catalogue: list[CatalogueImage] | None = None
+        self._last_reports: dict[str, tuple[Any, ...]] = {}
+        self._lock = threading.Lock()
+
+    def assignment(self, server_id: str, after: int = -1) -> Assignment | None:
+        """What the server should be now; None if nothing was committed since revision `after`."""
+        with self._store.read() as tx:
+            if tx.revision() <= after:
+                return None
+            return assign.build(tx, server_id, self._settings, self._signer)
+
+    def report(self, report: Report) -> None:
+        """Write what an agent saw, and what follows from it. A report that says nothing new costs nothing."""
+        seen = (report.facts, report.machines)
+        with self._lock:
+            if self._last_reports.get(report.server_id) == seen:
+                return
+        with self._store.write() as tx:
+            tx.wakes = False
+            self._register(tx, report)
+            changed = False
+            for machine in report.machines:
+                changed |= self._observe(tx, report, machine)
+            tx.wakes = changed
+        with self._lock:
+            self._last_reports[report.server_id] = seen
+
+    def _register(self, tx: Transaction, report: Report) -> None:
+        facts = report.facts
+        values: dict[str, Any] = {
+            "vcpus": facts.vcpus * self._settings.vcpu_overcommit,
+            "memory_mib": max(facts.memory_mib - self._settings.memory_reserve_mib, 0),
+            "observed_facts": {
+                "hostname": facts.hostname,
+                "drivers": facts.drivers,
+                "accelerators": facts.accelerators,
+            },
+            "observed_at": self._clock(),
+        }
+        if tx.get(tables.servers, report.server_id) is None:
+            tx.insert(tables.servers, id=report.server_id, zones=[], **values)
+        else:
+            tx.update(tables.servers, report.server_id, **values)
+
+    def _observe(self, tx: Transaction, report: Report, machine: MachineReport) -> bool:
+        """Whether anything changed that an assignment depends on."""
+        row = tx.get(tables.instances, machine.instance_id)
+        if row is None or row["server_id"] != report.server_id:
+            return False
+        values = _observed_values(row, machine, self._clock())
+        if any(row[name] != value for name, value in values.items()):
+            tx.update(tables.instances, row["id"], **values)
+            self._say_how(tx, row, report, machine)
+        return self._follow(tx, {**row, **values})
+
+    def _say_how(self, tx: Transaction, row: Row, report: Report, machine: MachineReport) -> None:
+        """An HVM type that runs emulated says so, in a tag that tools leave alone (`aws:`)."""
+        if machine.accelerator != "tcg":
+            return
+        why = report.facts.accelerators.get("kvm") or "accelerator = tcg"
+        value = f"emulated (TCG) with virtio devices: {why}"[:256]
+        tx.delete(tables.tags, resource_id=row["id"], key=EMULATED_TAG)
+        scope = {"account": row["account"], "region": row["region"], "resource_type": "instance"}
+        tx.insert(tables.tags, resource_id=row["id"], key=EMULATED_TAG, value=value, **scope)
+
+    def _follow(self, tx: Transaction, row: Row) -> bool:
+        """What the control plane does once a machine is as it is."""
+        observed = Observed(
+            row["observed_power"], row["observed_boot_count"], row["observed_cause"], row["observed_detail"]
+        )
+        if ended_by_itself(desired(row), observed):
+            self._ended(tx, row, observed)
+            return True
+        if row["power"] == "stopped" and observed.power in ("off", "absent"):
+            return self._settle_stopped(tx, row)
+        if row["power"] == "terminated" and observed.power == "absent":
+            self._finish(tx, row)
+            return True
+        return False
+
+    def _ended(self, tx: Transaction, row: Row, observed: Observed) -> None:
+        """The guest powered off, crashed or never began: write down why and what it is from now on."""
+        reason: Reason = why_ended(observed, gmt(self._clock()))
+        values: dict[str, Any] = {
+            "reason_code": reason.code,
+            "reason_message": reason.message,
+            "transition_reason": reason.transition,
+        }
+        by_guest = observed.cause == "guest-shutdown"
+        first_launch_failed = observed.cause == "launch-failed" and row["boot_count"] == 1
+        if first_launch_failed or (by_guest and row["shutdown_behavior"] == "terminate"):
+            tx.update(tables.instances, row["id"], power="terminated", ended=self._clock(), **values)
+            return
+        tx.update(tables.instances, row["id"], power="stopped", **values)
+        self._settle_stopped(tx, row)
+
+    def _settle_stopped(self, tx: Transaction, row: Row) -> bool:
+        """A stopped instance holds no capacity and no public address."""
+        holds = bool(row["reserved_memory_mib"])
+        placement.release(tx, row)
+        table = tables.interfaces
+        public = tx.select(table, table.c.public_address.is_not(None), instance_id=row["id"])
+        for interface in public:
+            tx.update(table, interface["id"], public_address=None)
+        return holds or bool(public)
+
+    def _finish(self, tx: Transaction, row: Row) -> None:
+        """Nothing of the machine is left: so goes what belonged to it. The row stays to be described."""
+        placement.release(tx, row)
+        gone = []
+        for volume in tx.select(tables.volumes, instance_id=row["id"]):
+            if volume["delete_on_termination"]:
+                gone.append(volume["id"])
+                tx.delete(tables.volumes, id=volume["id"])
+            else:
+                tx.update(tables.volumes, volume["id"], instance_id="", device="", attached=None)
+        for interface in tx.select(tables.interfaces, instance_id=row["id"]):
+            if interface["delete_on_termination"]:
+                gone.append(interface["id"])
+                tx.delete(tables.interfaces, id=interface["id"])
+            else:
+                tx.update(tables.interfaces, interface["id"], instance_id="", attachment_id="", public_address=None)
+        tx.delete(tables.tags, tables.tags.c.resource_id.in_(gone))
+        tx.update(tables.instances, row["id"], server_id="")
+
+    def sweep(self) -> None:
+        """What time alone brings: terminated instances are forgotten, the catalogue follows the image store."""
+        catalogue = self._catalogue()
+        limit = self._clock() - self._settings.terminated_seconds
+        table = tables.instances
+        expired = (table.c.power == "terminated") & (table.c.server_id == "") & (table.c.ended < limit)
+        with self._store.read() as tx:
+            old = [row["id"] for row in tx.select(table, expired)]
+        if not old and catalogue == self._known_catalogue:
+            return
+        with self._store.write() as tx:
+            tx.wakes = False
+            for instance in old:
+                tx.delete(tables.tags, resource_id=instance)
+                tx.delete(table, id=instance)
+            sync_catalogue(tx, catalogue)
+            day_ago = self._clock() - 86400
+            tx.delete(tables.client_tokens, tables.client_tokens.c.created < day_ago)
+            tx.wakes = False
+        self._known_catalogue = catalogue
+
+
+def _observed_values(row: Row, machine: MachineReport, now: float) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "observed_power": machine.power,
+        "observed_boot_count": machine.boot_count,
+        "observed_cause": machine.cause,
+        "observed_detail": machine.detail,
+        "observed_phase": machine.phase,
+        "observed_accelerator": machine.accelerator or row["observed_accelerator"],
+        "observed_reachable": machine.reachable,
+    }
+    if row["observed_reachable"] != machine.reachable:
+        values["observed_reachable_since"] = now
+    return values

@@ -1,0 +1,281 @@
+"""AMIs: haneul's own catalogue, which everybody may launch, and the images that accounts register."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from haneul.errors import CloudError, combination, invalid, missing, not_found
+from haneul.model.ids import is_id
+from haneul.model.image import CatalogueImage
+from haneul.services.context import Context, Input, Output, ec2, moment
+from haneul.services.describe import check_ids, matching, page
+from haneul.services.ec2 import tags
+from haneul.store import tables
+from haneul.store.database import Row, Transaction
+
+#: The owner of the catalogue, as `OwnerId` shows it and `--owners` takes it.
+CATALOGUE_OWNER = "100000000000"
+CATALOGUE_ALIAS = "haneul"
+
+
+def sync_catalogue(tx: Transaction, catalogue: Iterable[CatalogueImage]) -> None:
+    """Make the public images those of the image store. Writes only what differs."""
+    wanted = {image.image_id: image for image in catalogue}
+    present = {row["id"]: row for row in tx.select(tables.images, account=tables.EVERYONE)}
+    for gone in present.keys() - wanted.keys():
+        tx.delete(tables.images, id=gone)
+    for image_id, image in wanted.items():
+        values = {
+            "name": image.disk,
+            "description": image.description,
+            "architecture": image.architecture,
+            "disk": image.disk,
+            "snapshot_id": image.snapshot_id,
+            "size_gib": image.size_gib,
+            "public": True,
+            "created": image.created,
+            "more": {"user": image.user},
+        }
+        old = present.get(image_id)
+        if old is None:
+            everyone = {"account": tables.EVERYONE, "region": tables.EVERYONE}
+            tx.insert(tables.images, id=image_id, **everyone, **values, block_devices=[])
+        elif any(old[name] != value for name, value in values.items()):
+            tx.update(tables.images, image_id, **values)
+
+
+def stand_in(ctx: Context, image_id: str) -> Row | None:
+    """The image that stands in for one which exists only at AWS, if the settings name one."""
+    name = ctx.settings.unknown_image
+    if ctx.settings.drivers == "fake" and name == "refuse":
+        return _nothing(image_id)
+    if name == "refuse":
+        return None
+    for row in ctx.visible(tables.images, available=True):
+        if name in (row["id"], row["name"]):
+            return row
+    raise CloudError("InvalidAMIID.NotFound", f"The setting unknown_image names '{name}', which is no image here")
+
+
+def _nothing(image_id: str) -> Row:
+    """What fake drivers launch: an image that has no bytes."""
+    return {
+        "id": image_id,
+        "account": tables.EVERYONE,
+        "name": image_id,
+        "disk": "",
+        "architecture": "x86_64",
+        "root_device": "/dev/xvda",
+        "size_gib": 8,
+        "snapshot_id": "",
+        "block_devices": [],
+        "more": {},
+    }
+
+
+def find(ctx: Context, image_id: str) -> tuple[Row, bool]:
+    """The image to launch, and whether it stands in for the one that was asked for."""
+    if not is_id("ami", image_id):
+        raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{image_id}"')
+    rows = ctx.visible(tables.images, id=image_id)
+    if rows and rows[0]["available"]:
+        return rows[0], False
+    if rows:
+        raise CloudError("InvalidAMIID.Unavailable", f"The image ID '{image_id}' is not available")
+    other = stand_in(ctx, image_id)
+    if other is None:
+        raise not_found_image(image_id)
+    return other, True
+
+
+def not_found_image(image_id: str) -> CloudError:
+    return CloudError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")
+
+
+def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
+    catalogue = row["account"] == tables.EVERYONE
+    owner = CATALOGUE_OWNER if catalogue else row["account"]
+    root = {
+        "DeviceName": row["root_device"],
+        "Ebs": {
+            "SnapshotId": row["snapshot_id"],
+            "VolumeSize": row["size_gib"],
+            "VolumeType": "gp3",
+            "DeleteOnTermination": True,
+            "Encrypted": False,
+        },
+    }
+    view = {
+        "ImageId": row["id"],
+        "Name": row["name"],
+        "ImageLocation": f"{CATALOGUE_ALIAS if catalogue else owner}/{row['name']}",
+        "Description": row["description"],
+        "Architecture": row["architecture"],
+        "CreationDate": moment(row["created"]).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+        "ImageType": "machine",
+        "Public": row["public"],
+        "OwnerId": owner,
+        "PlatformDetails": "Linux/UNIX",
+        "UsageOperation": "RunInstances",
+        "State": "available" if row["available"] else "deregistered",
+        "BlockDeviceMappings": [root, *row["block_devices"]],
+        "RootDeviceName": row["root_device"],
+        "RootDeviceType": "ebs",
+        "VirtualizationType": "hvm",
+        "Hypervisor": "xen",
+        "EnaSupport": False,
+        "SriovNetSupport": None,
+        "BootMode": "legacy-bios",
+        "Tags": labels,
+    }
+    return view | ({"ImageOwnerAlias": CATALOGUE_ALIAS} if catalogue else {})
+
+
+_FILTERS = {
+    "architecture": "Architecture",
+    "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
+    "block-device-mapping.device-name": "BlockDeviceMappings.DeviceName",
+    "block-device-mapping.snapshot-id": "BlockDeviceMappings.Ebs.SnapshotId",
+    "block-device-mapping.volume-size": "BlockDeviceMappings.Ebs.VolumeSize",
+    "block-device-mapping.volume-type": "BlockDeviceMappings.Ebs.VolumeType",
+    "block-device-mapping.encrypted": "BlockDeviceMappings.Ebs.Encrypted",
+    "creation-date": "CreationDate",
+    "description": "Description",
+    "ena-support": "EnaSupport",
+    "hypervisor": "Hypervisor",
+    "image-id": "ImageId",
+    "image-type": "ImageType",
+    "is-public": "Public",
+    "kernel-id": "KernelId",
+    "manifest-location": "ImageLocation",
+    "name": "Name",
+    "owner-alias": "ImageOwnerAlias",
+    "owner-id": "OwnerId",
+    "platform": "Platform",
+    "product-code": "ProductCodes.ProductCodeId",
+    "product-code.type": "ProductCodes.ProductCodeType",
+    "ramdisk-id": "RamdiskId",
+    "root-device-name": "RootDeviceName",
+    "root-device-type": "RootDeviceType",
+    "source-image-id": "SourceImageId",
+    "source-instance-id": "SourceInstanceId",
+    "state": "State",
+    "state-reason-code": "StateReason.Code",
+    "state-reason-message": "StateReason.Message",
+    "sriov-net-support": "SriovNetSupport",
+    "virtualization-type": "VirtualizationType",
+}
+
+
+def _owned(view: dict[str, Any], owners: list[str], account: str) -> bool:
+    names = {account if owner == "self" else owner for owner in owners}
+    return view["OwnerId"] in names or view.get("ImageOwnerAlias") in names
+
+
+@ec2
+def describe_images(ctx: Context, params: Input) -> Output:
+    rows = ctx.visible(tables.images, available=True)
+    wanted = params.get("ImageIds", ())
+    for one in wanted:
+        if not is_id("ami", one):
+            raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{one}"')
+        if one not in {row["id"] for row in rows}:
+            raise not_found_image(one)
+    if wanted:
+        rows = [row for row in rows if row["id"] in wanted]
+    labels = tags.of(ctx, [row["id"] for row in rows])
+    items = [_view(row, labels[row["id"]]) for row in rows]
+    if params.get("Owners"):
+        items = [item for item in items if _owned(item, params["Owners"], ctx.account)]
+    users = params.get("ExecutableUsers", ())
+    if users:
+        items = [item for item in items if ("all" in users and item["Public"]) or "self" in users]
+    shown, token = page(ctx, params, matching(params, items, _FILTERS), lambda item: item["ImageId"], ids="ImageIds", least=1)
+    return {"Images": shown, "NextToken": token}
+
+
+def _disk_of_location(ctx: Context, location: str) -> Row:
+    """A catalogue image by its `ImageLocation`: `haneul/debian-12` or just `debian-12`."""
+    name = location.removeprefix(f"{CATALOGUE_ALIAS}/")
+    rows = ctx.tx.select(tables.images, account=tables.EVERYONE, name=name)
+    if not rows:
+        raise CloudError(
+            "InvalidManifest",
+            f"'{location}' is not an image of this haneul; `haneul image list` names them.",
+        )
+    return rows[0]
+
+
+def _disk_of_snapshot(ctx: Context, snapshot: str) -> Row:
+    check_ids("snap", "InvalidSnapshotID", [snapshot])
+    rows = ctx.visible(tables.images, snapshot_id=snapshot)
+    if not rows:
+        raise not_found("InvalidSnapshot.NotFound", "snapshot", [snapshot])
+    return rows[0]
+
+
+def _root_mapping(params: Input, root: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    mappings = params.get("BlockDeviceMappings", [])
+    roots = [one for one in mappings if one.get("DeviceName") == root]
+    return (roots[0].get("Ebs", {}) if roots else {}), [one for one in mappings if one.get("DeviceName") != root]
+
+
+@ec2
+def register_image(ctx: Context, params: Input) -> Output:
+    """An image of the caller's from a snapshot of an image that it can see, or from `ImageLocation=haneul/NAME`."""
+    name = params.get("Name")
+    if not name:
+        raise missing("Name")
+    if not 3 <= len(name) <= 128:
+        raise CloudError("InvalidAMIName.Malformed", "AMI names must be between 3 and 128 characters long.")
+    if ctx.own(tables.images, name=name, available=True):
+        raise CloudError("InvalidAMIName.Duplicate", f"AMI name {name} is already in use by AMI")
+    if params.get("VirtualizationType", "hvm") != "hvm":
+        raise combination("haneul launches images of VirtualizationType hvm on this server; give hvm.")
+    root = params.get("RootDeviceName", "/dev/xvda")
+    ebs, others = _root_mapping(params, root)
+    if params.get("ImageLocation"):
+        source = _disk_of_location(ctx, params["ImageLocation"])
+    elif ebs.get("SnapshotId"):
+        source = _disk_of_snapshot(ctx, ebs["SnapshotId"])
+    else:
+        raise combination(f"A snapshot is needed for the root device {root}, or an ImageLocation.")
+    if params.get("Architecture", source["architecture"]) != source["architecture"]:
+        raise invalid(params["Architecture"], "architecture", f"The snapshot holds {source['architecture']}.")
+    size = ebs.get("VolumeSize", source["size_gib"])
+    if size < source["size_gib"]:
+        raise CloudError("InvalidBlockDeviceMapping", f"Volume of size {size}GB is smaller than snapshot, expect size >= {source['size_gib']}GB")
+    wanted = tags.specified(params, "image", "snapshot").get("image", {})
+    image_id = ctx.add(
+        tables.images,
+        "ami",
+        name=name,
+        description=params.get("Description", ""),
+        architecture=source["architecture"],
+        disk=source["disk"],
+        snapshot_id=source["snapshot_id"],
+        root_device=root,
+        size_gib=size,
+        block_devices=others,
+        more=source["more"],
+    )
+    tags.put(ctx, image_id, wanted)
+    return {"ImageId": image_id}
+
+
+@ec2
+def deregister_image(ctx: Context, params: Input) -> Output:
+    image_id = params["ImageId"]
+    if not is_id("ami", image_id):
+        raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{image_id}"')
+    rows = ctx.visible(tables.images, id=image_id)
+    if not rows:
+        raise not_found_image(image_id)
+    if rows[0]["account"] != ctx.account:
+        raise CloudError("AuthFailure", f"Not authorized for image:{image_id}")
+    ctx.tx.delete(tables.images, id=image_id)
+    tags.remove_all(ctx, image_id)
+    return {"Return": True}
+
+

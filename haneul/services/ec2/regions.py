@@ -1,0 +1,60 @@
+"""Regions and availability zones."""
+
+from __future__ import annotations
+
+from haneul.errors import CloudError, invalid
+from haneul.model.region import is_region, regions, zone_id, zones
+from haneul.services.context import Context, Input, Output, ec2
+from haneul.services.describe import matching
+
+
+@ec2
+def describe_regions(ctx: Context, params: Input) -> Output:
+    wanted = params.get("RegionNames")
+    for name in wanted or ():
+        if not is_region(name):
+            raise invalid(name, "region", "It is not a region's name.")
+    names = sorted(set(regions()) | {ctx.region}) if not wanted else sorted(set(wanted))
+    items = [
+        {"RegionName": name, "Endpoint": f"ec2.{name}.amazonaws.com", "OptInStatus": "opt-in-not-required"}
+        for name in names
+    ]
+    known = {"endpoint": "Endpoint", "region-name": "RegionName", "opt-in-status": "OptInStatus"}
+    return {"Regions": matching(params, items, known, taggable=False)}
+
+
+_ZONE_FILTERS = {
+    "group-name": "GroupName",
+    "message": "Messages.Message",
+    "opt-in-status": "OptInStatus",
+    "region-name": "RegionName",
+    "state": "State",
+    "zone-id": "ZoneId",
+    "zone-name": "ZoneName",
+    "zone-type": "ZoneType",
+}
+
+
+@ec2
+def describe_availability_zones(ctx: Context, params: Input) -> Output:
+    items = [
+        {
+            "ZoneName": zone,
+            "ZoneId": zone_id(zone),
+            "RegionName": ctx.region,
+            "State": "available",
+            "ZoneType": "availability-zone",
+            "GroupName": f"{ctx.region}-zg-1",
+            "NetworkBorderGroup": ctx.region,
+            "OptInStatus": "opt-in-not-required",
+            "Messages": [],
+        }
+        for zone in zones(ctx.region)
+    ]
+    for parameter, field in (("ZoneNames", "ZoneName"), ("ZoneIds", "ZoneId")):
+        for one in params.get(parameter, ()):
+            if one not in {item[field] for item in items}:
+                raise CloudError("InvalidParameterValue", f"Invalid availability zone: [{one}]")
+        if params.get(parameter):
+            items = [item for item in items if item[field] in params[parameter]]
+    return {"AvailabilityZones": matching(params, items, _ZONE_FILTERS, taggable=False)}

@@ -1,0 +1,112 @@
+"""Volumes, as far as instances bring them: the root volume and blank ones of the block device mapping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from haneul.errors import CloudError, invalid
+from haneul.services.context import Context, Input, Output, ec2, moment
+from haneul.services.describe import matching, page, require
+from haneul.services.ec2 import tags
+from haneul.store import tables
+from haneul.store.database import Row
+
+_KINDS = ("standard", "gp2", "gp3", "io1", "io2", "st1", "sc1")
+MAX_GIB = 16384
+
+
+def attachment_state(row: Row, instance: Row | None) -> str:
+    """`attaching` until the machine has it."""
+    if instance is not None and instance["observed_boot_count"] == 0:
+        return "attaching"
+    return "attached"
+
+
+def _view(row: Row, instance: Row | None, labels: list[dict[str, str]]) -> dict[str, Any]:
+    attachments = []
+    if row["instance_id"]:
+        attachments.append(
+            {
+                "VolumeId": row["id"],
+                "InstanceId": row["instance_id"],
+                "Device": row["device"],
+                "State": attachment_state(row, instance),
+                "AttachTime": moment(row["attached"] or row["created"]),
+                "DeleteOnTermination": row["delete_on_termination"],
+            }
+        )
+    view = {
+        "VolumeId": row["id"],
+        "Size": row["size_gib"],
+        "SnapshotId": row["snapshot_id"],
+        "AvailabilityZone": row["zone"],
+        "State": "in-use" if attachments else "available",
+        "CreateTime": moment(row["created"]),
+        "Attachments": attachments,
+        "VolumeType": row["kind"],
+        "Iops": row["iops"],
+        "Encrypted": False,
+        "MultiAttachEnabled": False,
+        "Tags": labels,
+    }
+    return view | ({"Throughput": row["throughput"]} if row["kind"] == "gp3" else {})
+
+
+_FILTERS = {
+    "attachment.attach-time": "Attachments.AttachTime",
+    "attachment.delete-on-termination": "Attachments.DeleteOnTermination",
+    "attachment.device": "Attachments.Device",
+    "attachment.instance-id": "Attachments.InstanceId",
+    "attachment.status": "Attachments.State",
+    "availability-zone": "AvailabilityZone",
+    "create-time": "CreateTime",
+    "encrypted": "Encrypted",
+    "multi-attach-enabled": "MultiAttachEnabled",
+    "size": "Size",
+    "snapshot-id": "SnapshotId",
+    "status": "State",
+    "volume-id": "VolumeId",
+    "volume-type": "VolumeType",
+}
+
+
+@ec2
+def describe_volumes(ctx: Context, params: Input) -> Output:
+    rows = ctx.own(tables.volumes)
+    wanted = params.get("VolumeIds", [])
+    known = {row["id"] for row in rows}
+    require("vol", "InvalidVolumeID" if any(not one.startswith("vol-") for one in wanted) else "InvalidVolume", "volume", wanted, known)
+    rows = [row for row in rows if not wanted or row["id"] in wanted]
+    labels = tags.of(ctx, [row["id"] for row in rows])
+    holders = ctx.tx.among(tables.instances, "id", [row["instance_id"] for row in rows if row["instance_id"]])
+    instances = {row["id"]: row for row in holders}
+    items = [_view(row, instances.get(row["instance_id"]), labels[row["id"]]) for row in rows]
+    found = matching(params, items, _FILTERS)
+    shown, token = page(ctx, params, found, lambda item: item["VolumeId"], ids="VolumeIds")
+    return {"Volumes": shown, "NextToken": token}
+
+
+def check_mapping(ebs: dict[str, Any], least_gib: int, default_gib: int) -> dict[str, Any]:
+    """The volume that a block device mapping asks for. Raises `CloudError` for what cannot be."""
+    kind = ebs.get("VolumeType", "gp3")
+    if kind not in _KINDS:
+        raise invalid(kind, "VolumeType")
+    if ebs.get("Encrypted") or ebs.get("KmsKeyId"):
+        raise CloudError("UnsupportedOperation", "haneul does not encrypt volumes yet.")
+    size = ebs.get("VolumeSize", default_gib)
+    if not size:
+        raise CloudError("MissingParameter", "The request must contain the parameter size or snapshotId")
+    if size < least_gib:
+        raise CloudError(
+            "InvalidBlockDeviceMapping",
+            f"Volume of size {size}GB is smaller than snapshot, expect size >= {least_gib}GB",
+        )
+    if size > MAX_GIB:
+        raise CloudError("InvalidParameterValue", f"Volume of {size}GiB is too large for volume type {kind}; maximum is {MAX_GIB}GiB")
+    return {
+        "size_gib": size,
+        "kind": kind,
+        "iops": ebs.get("Iops", 3000 if kind == "gp3" else 100),
+        "throughput": ebs.get("Throughput", 125 if kind == "gp3" else 0),
+        "delete_on_termination": ebs.get("DeleteOnTermination", True),
+    }

@@ -1,0 +1,252 @@
+"""The tables. Ids are global keys; account and region are columns.
+
+Every row of a resource has a `version` that each change raises. Columns named `observed_*` are written
+from agents' reports only, all others by the EC2 operations and the reconciler.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import UniqueConstraint
+
+metadata = MetaData()
+
+#: Account and region of what everybody may see (haneul's own images).
+EVERYONE = "*"
+
+
+def _resource(name: str, *columns: Column[object] | UniqueConstraint | Index) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("id", String(32), primary_key=True),
+        Column("account", String(12), nullable=False),
+        Column("region", String(32), nullable=False),
+        Column("version", Integer, nullable=False, default=1),
+        Column("created", Float, nullable=False),
+        *columns,
+        Index(f"ix_{name}_scope", "account", "region"),
+    )
+
+
+def _text(name: str, default: str = "") -> Column[object]:
+    return Column(name, Text, nullable=False, default=default)
+
+
+def _json(name: str) -> Column[object]:
+    return Column(name, JSON, nullable=False)
+
+
+def _flag(name: str, default: bool = False) -> Column[object]:
+    return Column(name, Boolean, nullable=False, default=default)
+
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    _text("name"),
+    Column("created", Float, nullable=False),
+)
+
+access_keys = Table(
+    "access_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("account", String(12), nullable=False),
+    _text("secret"),
+    Column("created", Float, nullable=False),
+)
+
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("version", Integer, nullable=False, default=1),
+    _json("zones"),
+    Column("vcpus", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("reserved_vcpus", Integer, nullable=False, default=0),
+    Column("reserved_memory_mib", Integer, nullable=False, default=0),
+    _json("observed_facts"),
+    Column("observed_at", Float, nullable=False),
+)
+
+#: One row: `revision` is raised by every commit that an agent may have to act on.
+revision = Table("revision", metadata, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False))
+
+client_tokens = Table(
+    "client_tokens",
+    metadata,
+    Column("account", String(12), primary_key=True),
+    Column("region", String(32), primary_key=True),
+    Column("operation", String(128), primary_key=True),
+    Column("token", String(64), primary_key=True),
+    _text("parameters"),
+    _text("result"),
+    Column("created", Float, nullable=False),
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("resource_id", String(32), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("value", String(256), nullable=False),
+    Column("account", String(12), nullable=False),
+    Column("region", String(32), nullable=False),
+    Column("resource_type", String(64), nullable=False),
+    Index("ix_tags_scope", "account", "region"),
+)
+
+instances = _resource(
+    "instances",
+    _text("zone"),
+    _text("reservation_id"),
+    Column("launch_index", Integer, nullable=False, default=0),
+    Column("launched", Float, nullable=False),
+    _text("image_id"),
+    _text("image_name"),
+    _text("instance_type"),
+    _text("key_name"),
+    _text("public_key"),
+    _text("vpc_id"),
+    _text("subnet_id"),
+    _text("client_token"),
+    Column("user_data", Text, nullable=True),
+    _text("shutdown_behavior", "stop"),
+    _flag("disable_api_termination"),
+    _flag("disable_api_stop"),
+    _flag("ebs_optimized"),
+    _flag("monitoring"),
+    _flag("stands_in"),
+    _json("metadata_options"),
+    _json("more"),
+    _text("root_device"),
+    # desired
+    _text("power", "running"),
+    Column("boot_count", Integer, nullable=False, default=1),
+    Column("started_at_boot", Integer, nullable=False, default=1),
+    _flag("force"),
+    _text("server_id"),
+    Column("reserved_vcpus", Integer, nullable=False, default=0),
+    Column("reserved_memory_mib", Integer, nullable=False, default=0),
+    _text("reason_code"),
+    _text("reason_message"),
+    _text("transition_reason"),
+    Column("ended", Float, nullable=True),
+    # observed
+    Column("observed_power", String(16), nullable=True),
+    Column("observed_boot_count", Integer, nullable=False, default=0),
+    _text("observed_cause"),
+    _text("observed_detail"),
+    _text("observed_phase"),
+    _text("observed_accelerator"),
+    Column("observed_reachable", Boolean, nullable=True),
+    Column("observed_reachable_since", Float, nullable=True),
+    Index("ix_instances_server", "server_id"),
+)
+
+volumes = _resource(
+    "volumes",
+    _text("zone"),
+    _text("snapshot_id"),
+    _text("image_name"),
+    Column("size_gib", Integer, nullable=False),
+    _text("server_id"),
+    _text("kind", "gp3"),
+    Column("iops", Integer, nullable=False, default=3000),
+    Column("throughput", Integer, nullable=False, default=125),
+    _flag("encrypted"),
+    _text("instance_id"),
+    _text("device"),
+    _flag("delete_on_termination", True),
+    Column("attached", Float, nullable=True),
+    Index("ix_volumes_instance", "instance_id"),
+)
+
+interfaces = _resource(
+    "interfaces",
+    _text("vpc_id"),
+    _text("subnet_id"),
+    _text("zone"),
+    _text("description"),
+    _text("mac"),
+    _text("address"),
+    Column("public_address", String(15), nullable=True, unique=True),
+    _flag("wants_public"),
+    _json("groups"),
+    _text("instance_id"),
+    _text("attachment_id"),
+    Column("device_index", Integer, nullable=False, default=0),
+    _flag("delete_on_termination", True),
+    _flag("source_dest_check", True),
+    Column("attached", Float, nullable=True),
+    UniqueConstraint("subnet_id", "address", name="uq_interfaces_address"),
+    Index("ix_interfaces_instance", "instance_id"),
+)
+
+images = _resource(
+    "images",
+    _text("name"),
+    _text("description"),
+    _text("architecture", "x86_64"),
+    _text("disk"),
+    _text("snapshot_id"),
+    _text("root_device", "/dev/xvda"),
+    Column("size_gib", Integer, nullable=False, default=8),
+    _flag("public"),
+    _flag("available", True),
+    _json("block_devices"),
+    _json("more"),
+)
+
+key_pairs = _resource(
+    "key_pairs",
+    _text("name"),
+    _text("kind"),
+    _text("fingerprint"),
+    _text("public_key"),
+    UniqueConstraint("account", "region", "name", name="uq_key_pairs_name"),
+)
+
+vpcs = _resource(
+    "vpcs",
+    _text("cidr"),
+    _text("dhcp_options_id"),
+    _flag("is_default"),
+    _flag("dns_support", True),
+    _flag("dns_hostnames", True),
+)
+subnets = _resource(
+    "subnets",
+    _text("vpc_id"),
+    _text("zone"),
+    _text("cidr"),
+    _flag("is_default"),
+    _flag("map_public"),
+)
+security_groups = _resource(
+    "security_groups",
+    _text("vpc_id"),
+    _text("name"),
+    _text("description"),
+    UniqueConstraint("vpc_id", "name", name="uq_security_groups_name"),
+)
+security_group_rules = _resource(
+    "security_group_rules",
+    _text("group_id"),
+    _text("direction"),
+    _text("protocol"),
+    Column("from_port", Integer, nullable=False),
+    Column("to_port", Integer, nullable=False),
+    _text("cidr"),
+    _text("cidr6"),
+    _text("peer_group"),
+    _text("description"),
+    Index("ix_rules_group", "group_id"),
+)
+route_tables = _resource("route_tables", _text("vpc_id"), _flag("main"), _json("routes"), _json("associations"))
+internet_gateways = _resource("internet_gateways", _text("vpc_id"))
+network_acls = _resource("network_acls", _text("vpc_id"), _flag("is_default"), _json("entries"), _json("associations"))
+dhcp_options = _resource("dhcp_options", _json("options"))
