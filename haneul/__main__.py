@@ -2,9 +2,224 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from haneul import cli, cloud, daemon, identity
 from haneul.agent.agent import Drivers
+from haneul.cli import Finding
+from haneul.config import Settings
+from haneul.drivers.bridge import BridgeNetworks
 from haneul.drivers.fake import FakeDisks, FakeMachines, FakeMetadata, FakeNetworks, FakeServer, World
+from haneul.drivers.interface import DriverError
+from haneul.drivers.metadata_process import MetadataProcess
+from haneul.drivers.qcow2 import Qcow2Disks
+from haneul.drivers.qemu import QemuMachines
+from haneul.drivers.server import LinuxServer
+from haneul.errors import SettingsError
+from haneul.identity import Identity
+from haneul.images.store import ImageStore
+
+log = logging.getLogger(__name__)
+
+#: Program -> the Debian package that has it.
+PROGRAMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "dnsmasq": "dnsmasq-base",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "ssh": "openssh-client",
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+}
 
 
 def fake_drivers(world: World) -> Drivers:
     return Drivers(FakeMachines(world), FakeDisks(world), FakeNetworks(world), FakeMetadata(world), FakeServer())
+
+
+@dataclass(frozen=True)
+class RealParts:
+    """The drivers of this server, by their concrete types: purging needs more than the interfaces have."""
+
+    machines: QemuMachines
+    disks: Qcow2Disks
+    networks: BridgeNetworks
+    metadata: MetadataProcess
+    server: LinuxServer
+    runtime: Path
+
+    @property
+    def drivers(self) -> Drivers:
+        return Drivers(self.machines, self.disks, self.networks, self.metadata, self.server)
+
+
+def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -> RealParts:
+    data, images = settings.data, settings.image_directory
+    # Namespaces and what lives in them go with a reboot: so does the folder that describes them.
+    runtime = Path("/run") / f"haneul-{who.tag}"
+    pool = who.pool if settings.public_pool == "auto" else settings.public_pool
+    server = LinuxServer(data / "kvm.json", images, settings.accelerator, changed)
+    disks = Qcow2Disks(data / "volumes", images)
+    machines = QemuMachines(data / "instances", disks.file, images, who.first_uid, server.accelerator, changed)
+    networks = BridgeNetworks(runtime, who.tag, pool, settings.uplink == "nat")
+    metadata = MetadataProcess(runtime / "metadata", networks.namespace, machines.console_logs)
+    return RealParts(machines, disks, networks, metadata, server, runtime)
+
+
+def _make_drivers(settings: Settings, who: Identity) -> Callable[[Callable[[], None]], Drivers]:
+    if settings.drivers == "fake":
+        world = World(settings.data / "fake-world.db")
+        return lambda changed: fake_drivers(world)
+    return lambda changed: real_parts(settings, who, changed).drivers
+
+
+def _check_machine(settings: Settings) -> None:
+    """What real drivers cannot do without. Raises `SettingsError` that says what to do."""
+    if settings.drivers == "fake":
+        return
+    if os.geteuid() != 0:
+        raise SettingsError(
+            "real virtual servers need root (namespaces, taps, a uid for each machine): use sudo, "
+            'or HANEUL_DRIVERS=fake for a cloud without guests'
+        )
+    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    if missing:
+        raise SettingsError(f"packages are missing: {' '.join(missing)}; `make setup` installs them")
+    for directory in (settings.data, settings.image_directory):
+        for path in (directory, *directory.absolute().parents):
+            if path.exists() and not path.stat().st_mode & 0o001:
+                raise SettingsError(
+                    f"machines run under uids of their own and could not enter {path}: choose another directory "
+                    f"(HANEUL_DATA, HANEUL_IMAGES) or run chmod o+x {path}"
+                )
+
+
+class Lifecycle(cli.Lifecycle):
+    """What the commands need beyond the public API."""
+
+    def up(self, settings: Settings, ready_fd: int | None) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        self._prepare(settings)
+        lock = daemon.be_the_only_one(settings.data)
+        who = identity.ensure(settings.data)
+        daemon.log_to_file(settings.data)
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(self._serve(settings, who, ready_fd))
+        os.close(lock)
+
+    async def _serve(self, settings: Settings, who: Identity, ready_fd: int | None) -> None:
+        store = ImageStore(settings.image_directory)
+        drivers = _make_drivers(settings, who)
+        async with cloud.start(settings, who, drivers, store.catalogue, daemon.control_path(settings.data)) as running:
+            log.info("serving on %s", running.settings.endpoint)
+            if ready_fd is None:
+                print(f"haneul serves on {running.settings.endpoint} (Ctrl-C stops it; instances go on)", flush=True)
+            else:
+                os.write(ready_fd, b"1")
+                os.close(ready_fd)
+            await cloud.until_told_to_stop()
+        log.info("stopped; instances go on")
+
+    def _prepare(self, settings: Settings) -> None:
+        settings.data.mkdir(mode=0o711, parents=True, exist_ok=True)
+        _check_machine(settings)
+
+    def start_detached(self, settings: Settings) -> None:
+        self._prepare(settings)
+        if daemon.is_running(settings.data):
+            raise SettingsError(f"another haneul runs on {settings.data}; `haneul status` shows it, `haneul down` stops it")
+        daemon.start_detached(settings.data)
+
+    def is_running(self, settings: Settings) -> bool:
+        return daemon.is_running(settings.data)
+
+    def down(self, settings: Settings, instances: bool, purge: bool) -> bool:
+        was_running = daemon.stop(settings.data)
+        who = identity.load(settings.data)
+        if who is None:
+            return was_running
+        if (instances or purge) and settings.drivers != "fake":
+            asyncio.run(self._end_machines(real_parts(settings, who, lambda: None), settings, purge))
+        if purge:
+            shutil.rmtree(settings.data)
+        return was_running
+
+    async def _end_machines(self, parts: RealParts, settings: Settings, purge: bool) -> None:
+        if purge:
+            await asyncio.gather(*(parts.machines.ensure_absent(one) for one in await parts.machines.observe()))
+        else:
+            await parts.machines.power_off(settings.stop_seconds)
+        await parts.metadata.ensure_absent()
+        await parts.networks.remove_all()
+        shutil.rmtree(parts.runtime, ignore_errors=True)
+
+    def identity(self, settings: Settings) -> Identity:
+        who = identity.load(settings.data)
+        if who is None:
+            raise SettingsError(f"haneul has not been started on {settings.data} yet: `haneul up --detach`")
+        return who
+
+    def control(self, settings: Settings) -> Path:
+        return daemon.control_path(settings.data)
+
+    def log(self, settings: Settings) -> Path:
+        return daemon.log_path(settings.data)
+
+    def console_socket(self, settings: Settings, instance_id: str) -> Path:
+        return settings.data / "instances" / instance_id / "run" / "console.sock"
+
+    def images(self, settings: Settings) -> ImageStore:
+        return ImageStore(settings.image_directory)
+
+    def doctor(self, settings: Settings) -> list[Finding]:
+        found = [_program(program, package) for program, package in PROGRAMS.items()]
+        root = os.geteuid() == 0
+        found.append(Finding("root", root, "this process's uid", "" if root else "run haneul with sudo"))
+        images = ImageStore(settings.image_directory)
+        default = bool(images.catalogue())
+        found.append(Finding("an image", default, f"looked into {images.directory}", "" if default else "haneul image build"))
+        found.append(_generation_hvm(settings))
+        emulated = Finding(
+            "emulated, fast devices (HVM types without KVM)",
+            shutil.which("qemu-system-x86_64") is not None,
+            "QEMU's TCG needs nothing of the CPU",
+            "",
+        )
+        return [*found, emulated]
+
+
+def _program(program: str, package: str) -> Finding:
+    place = shutil.which(program)
+    return Finding(program, place is not None, place or "not in PATH", "" if place else f"apt-get install {package}")
+
+
+def _generation_hvm(settings: Settings) -> Finding:
+    images = settings.image_directory
+    server = LinuxServer(settings.data / "kvm.json", images, settings.accelerator, lambda: None)
+    try:
+        why = asyncio.run(server.kvm())
+    except (DriverError, OSError) as error:
+        why = str(error)
+    how = "booted a tiny guest with it" if not why else why
+    advice = "" if not why else "HVM types run emulated; for KVM: a CPU with VMX or SVM that this machine may use"
+    return Finding("HVM (KVM)", not why, how, advice)
+
+
+def main() -> None:
+    # A parent may have left SIGCHLD ignored: then exit codes of children would be lost.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    sys.exit(cli.run(Lifecycle()))
+
+
+if __name__ == "__main__":
+    main()

@@ -153,23 +153,6 @@ class Running:
             "problems": self.agent.problems,
         }
 
-    async def stop_instances(self) -> int:
-        """Order every running instance to stop, as its owner would; gives how many."""
-
-        def work() -> int:
-            with self.store.read() as tx:
-                rows = [row for row in tx.select(tables.instances) if state_of(row) in ("pending", "running")]
-            for row in rows:
-                with self.store.write() as tx:
-                    why = "Server.ScheduledStop"
-                    message = f"{why}: Stopped due to a scheduled stop of haneul"
-                    tx.update(
-                        tables.instances, row["id"], power="stopped", reason_code=why, reason_message=message
-                    )
-            return len(rows)
-
-        return await asyncio.to_thread(work)
-
 
 def _first_account(store: Store, settings: Settings, identity: Identity) -> None:
     """The keys of the first start belong to the default account."""
@@ -235,7 +218,7 @@ async def start(
     await agent.introduce()
     servers = [(_Server(_uvicorn(make_app(api))), listener)]
     if control_socket is not None:
-        app = make_control(running.status, running.stop_instances)
+        app = make_control(running.status)
         servers.append((_Server(_uvicorn(app)), _unix(control_socket)))
     tasks = [asyncio.create_task(server.serve(sockets=[one])) for server, one in servers]
     tasks += [asyncio.create_task(agent.run()), asyncio.create_task(_sweeps(control))]

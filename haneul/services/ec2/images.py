@@ -93,6 +93,12 @@ def not_found_image(image_id: str) -> CloudError:
     return CloudError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")
 
 
+def _user_tag(row: Row) -> list[dict[str, str]]:
+    """Who logs in to instances of the image: a system tag, which clients leave alone."""
+    user = row["more"].get("user")
+    return [{"Key": "aws:haneul:user", "Value": user}] if user else []
+
+
 def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
     catalogue = row["account"] == tables.EVERYONE
     owner = CATALOGUE_OWNER if catalogue else row["account"]
@@ -127,7 +133,7 @@ def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
         "EnaSupport": False,
         "SriovNetSupport": None,
         "BootMode": "legacy-bios",
-        "Tags": labels,
+        "Tags": [*labels, *_user_tag(row)],
     }
     return view | ({"ImageOwnerAlias": CATALOGUE_ALIAS} if catalogue else {})
 

@@ -1,0 +1,217 @@
+"""The process: `python -m haneul.agent.metadata.server DIRECTORY`.
+
+It reads `snapshot.json` (atomic, written by the agent) whenever that changes, listens on 169.254.169.254:80 in
+the namespace of every VPC it names, and tells instances apart by VPC and source address. It also keeps the logs
+that machines write without bound below a limit, because it runs while haneul is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import h11
+
+from haneul.agent.metadata import documents
+
+ADDRESS = ("169.254.169.254", 80)
+LOOK_SECONDS = 0.25
+KEEP_SECONDS = 5.0
+IDLE_SECONDS = 30.0
+MAX_CONNECTIONS = 64
+MAX_LOG = 1 << 20
+KEPT_LOG = 128 << 10
+_CLONE_NEWNET = 0x40000000
+
+
+def _listener(namespace: str) -> socket.socket:
+    """A listening socket in another namespace. setns(2) is of one thread, which ends here."""
+    box: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(descriptor, _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+            os.close(descriptor)
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(ADDRESS)
+            listener.listen(128)
+            box["listener"] = listener
+        except BaseException as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if "error" in box:
+        raise box["error"]
+    found: socket.socket = box["listener"]
+    return found
+
+
+class Service:
+    """`directory` holds `snapshot.json` and `secret`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._snapshot_path = directory / "snapshot.json"
+        self._secret = (directory / "secret").read_bytes()
+        self._read_at = (0, 0)
+        self._instances: dict[tuple[str, str], dict[str, Any]] = {}
+        self._logs: list[str] = []
+        self._namespaces: dict[str, tuple[str, int]] = {}
+        self._servers: dict[str, tuple[tuple[str, int], asyncio.Server]] = {}
+        self._connections: dict[tuple[str, str], int] = {}
+
+    # --- the snapshot -----------------------------------------------------------------------------------
+
+    def _read(self) -> bool:
+        """Take in a changed snapshot; says whether there was one."""
+        try:
+            status = self._snapshot_path.stat()
+        except FileNotFoundError:
+            return False
+        stamp = (status.st_mtime_ns, status.st_ino)
+        if stamp == self._read_at:
+            return False
+        snapshot = json.loads(self._snapshot_path.read_bytes())
+        self._instances = {
+            (one["vpc_id"], address): one for one in snapshot["instances"] for address in one["addresses"]
+        }
+        self._logs = snapshot["logs"]
+        self._namespaces = {}
+        for vpc_id, path in snapshot["namespaces"].items():
+            with contextlib.suppress(FileNotFoundError):
+                # A namespace that was made anew has the same path and another inode.
+                self._namespaces[vpc_id] = (path, os.stat(path).st_ino)
+        self._read_at = stamp
+        return True
+
+    async def follow(self) -> None:
+        """Keep a listener in each VPC, for ever."""
+        while True:
+            self._read()
+            for vpc_id in [one for one in self._servers if self._servers[one][0] != self._namespaces.get(one)]:
+                self._servers.pop(vpc_id)[1].close()
+            for vpc_id, place in self._namespaces.items():
+                if vpc_id not in self._servers:
+                    try:
+                        self._servers[vpc_id] = (place, await self._serve(vpc_id, place[0]))
+                    except OSError as error:
+                        print(f"{vpc_id}: {error}", file=sys.stderr, flush=True)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _serve(self, vpc_id: str, namespace: str) -> asyncio.Server:
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await self._connection(vpc_id, reader, writer)
+
+        return await asyncio.start_server(connected, sock=_listener(namespace))
+
+    # --- connections ------------------------------------------------------------------------------------
+
+    async def _connection(self, vpc_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        who = (vpc_id, writer.get_extra_info("peername")[0])
+        self._connections[who] = self._connections.get(who, 0) + 1
+        try:
+            if self._connections[who] <= MAX_CONNECTIONS:
+                await _http(reader, writer, lambda request: self._answer(who, request))
+        except (OSError, TimeoutError, h11.ProtocolError):
+            pass
+        finally:
+            self._connections[who] -= 1
+            if not self._connections[who]:
+                del self._connections[who]
+            writer.close()
+
+    def _answer(self, who: tuple[str, str], request: h11.Request) -> documents.Answer:
+        self._read()
+        instance = self._instances.get(who)
+        if instance is None:
+            return documents.Answer(404)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
+        method, target = request.method.decode("latin-1"), request.target.decode("latin-1")
+        return documents.answer(instance, method, target, headers, self._secret, time.time())
+
+    # --- logs -------------------------------------------------------------------------------------------
+
+    async def keep_logs_short(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            for path in self._logs:
+                with contextlib.suppress(OSError):
+                    shorten(path)
+
+
+def shorten(path: str) -> None:
+    """Cut a log that is open for appending down to its end. A link that a guest's process planted is not followed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_LOG:
+            end = os.pread(descriptor, KEPT_LOG, size - KEPT_LOG)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, end, 0)
+    finally:
+        os.close(descriptor)
+
+
+async def _http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Any) -> None:
+    """One connection's requests, one after another. Slow and silent peers are left."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
+    while True:
+        request = None
+        body = 0
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                data = await asyncio.wait_for(reader.read(16384), IDLE_SECONDS)
+                connection.receive_data(data)
+                if not data and request is None:
+                    return
+                continue
+            if isinstance(event, h11.Request):
+                request = event
+            elif isinstance(event, h11.Data):
+                body += len(event.data)
+                if body > 16384:
+                    return
+            else:
+                break
+        if request is None or not isinstance(event, h11.EndOfMessage):
+            return
+        reply = answer(request)
+        if reply.ttl is not None:
+            # The hop limit of EC2: the reply must not travel further than the instance allows.
+            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_IP, socket.IP_TTL, reply.ttl)
+        content = b"" if request.method == b"HEAD" else reply.body
+        headers = [("Server", "EC2ws"), ("Content-Length", str(len(reply.body))), *reply.headers.items()]
+        head = h11.Response(status_code=reply.status, headers=headers)
+        out = connection.send(head) or b""
+        if content:
+            out += connection.send(h11.Data(data=content)) or b""
+        out += connection.send(h11.EndOfMessage()) or b""
+        writer.write(out)
+        await asyncio.wait_for(writer.drain(), IDLE_SECONDS)
+        if connection.our_state is h11.MUST_CLOSE:
+            return
+        connection.start_next_cycle()
+
+
+async def _main(directory: Path) -> None:
+    service = Service(directory)
+    await asyncio.gather(service.follow(), service.keep_logs_short())
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1])))

@@ -1,0 +1,688 @@
+"""The commands. They use the public API, as any client, and what `Lifecycle` offers beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from haneul import __version__, config
+from haneul.config import Settings
+from haneul.errors import SettingsError
+from haneul.identity import Identity
+from haneul.images.store import DEFAULT, RECIPES, ImageStore
+
+#: Exit codes: 1 for "no" (not running, unhealthy), 2 for a mistake in the call, 3 for what this machine refuses.
+NO, WRONG, REFUSED = 1, 2, 3
+QUICKSTART = "haneul-quickstart"
+SSH_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `haneul doctor`: is it there, how was that found out, what to do about it."""
+
+    name: str
+    ok: bool
+    how: str
+    advice: str
+
+
+class Lifecycle(Protocol):
+    def up(self, settings: Settings, ready_fd: int | None) -> None: ...
+
+    def start_detached(self, settings: Settings) -> None: ...
+
+    def is_running(self, settings: Settings) -> bool: ...
+
+    def down(self, settings: Settings, instances: bool, purge: bool) -> bool: ...
+
+    def identity(self, settings: Settings) -> Identity: ...
+
+    def control(self, settings: Settings) -> Path: ...
+
+    def log(self, settings: Settings) -> Path: ...
+
+    def console_socket(self, settings: Settings, instance_id: str) -> Path: ...
+
+    def images(self, settings: Settings) -> ImageStore: ...
+
+    def doctor(self, settings: Settings) -> list[Finding]: ...
+
+
+out = Console()
+err = Console(stderr=True)
+_lifecycle: Lifecycle
+
+app = typer.Typer(
+    help="haneul: the EC2 API that boots a kernel.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+image_app = typer.Typer(help="Build, list and remove images.", no_args_is_help=True)
+app.add_typer(image_app, name="image")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Region = Annotated[str, typer.Option(help="The region to look in (default: the setting `region`).")]
+
+
+def run(lifecycle: Lifecycle) -> int:
+    """The exit code. Errors are one line that says what to do."""
+    global _lifecycle
+    _lifecycle = lifecycle
+    try:
+        app(standalone_mode=False)
+    except SettingsError as error:
+        err.print(f"haneul: {error}", markup=False, highlight=False, soft_wrap=True)
+        return REFUSED
+    except typer.Exit as ending:
+        return ending.exit_code
+    except typer.Abort:
+        return WRONG
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line itself
+            error.show()
+            return WRONG
+        message = getattr(error, "response", {}).get("Error", {})
+        if message:
+            err.print(f"haneul: {message['Code']}: {message['Message']}", markup=False, highlight=False, soft_wrap=True)
+            return NO
+        raise
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"haneul {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+# --- life ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def up(
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start in the background and return when it serves.")] = False,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Start haneul. Instances that ran before are found again.
+
+    Examples: `haneul up`, `haneul up --detach`, `HANEUL_DRIVERS=fake HANEUL_PORT=4567 haneul up`
+    """
+    settings = config.load()
+    if not detach:
+        _lifecycle.up(settings, ready_fd)
+        return
+    _lifecycle.start_detached(settings)
+    out.print(f"haneul serves on {settings.endpoint}; `eval \"$(haneul env)\"` points AWS tools at it", highlight=False)
+
+
+@app.command()
+def down(
+    instances: Annotated[bool, typer.Option("--instances", help="Shut the instances down too.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove every trace: instances, networks, images, data.")] = False,
+) -> None:
+    """Stop haneul. Instances go on, unless you say otherwise.
+
+    Examples: `haneul down`, `haneul down --instances`, `haneul down --purge`
+    """
+    was_running = _lifecycle.down(config.load(), instances, purge)
+    if purge:
+        out.print("nothing of haneul is left")
+    elif was_running:
+        out.print("haneul is stopped" + ("" if instances else "; instances go on"))
+    else:
+        out.print("haneul was not running")
+
+
+def _status(settings: Settings) -> dict[str, Any] | None:
+    """What the running haneul says of itself, or None."""
+    import http.client
+    import socket
+
+    if not _lifecycle.is_running(settings):
+        return None
+    connection = http.client.HTTPConnection("haneul", timeout=10)
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.sock.connect(str(_lifecycle.control(settings)))
+        connection.request("GET", "/status")
+        found: dict[str, Any] = json.loads(connection.getresponse().read())
+        return found
+    except (OSError, ValueError):
+        return None
+    finally:
+        connection.close()
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show the server and its instances, how each is virtualized and what it is doing.
+
+    Exit code 1 if haneul is not running.
+    """
+    settings = config.load()
+    found = _status(settings)
+    if as_json:
+        _print_json({"running": found is not None} | (found or {}))
+    elif found is None:
+        out.print(f"haneul is not running on {settings.data}; `haneul up --detach` starts it", highlight=False)
+    else:
+        _show_status(found)
+    if found is None:
+        raise typer.Exit(NO)
+
+
+def _virtualized(accelerator: str) -> str:
+    return {"tcg": "emulated (TCG), virtio devices", "kvm": "HVM (KVM), virtio devices"}.get(accelerator, accelerator)
+
+
+def _show_status(found: dict[str, Any]) -> None:
+    out.print(f"[bold]haneul[/] serves on {found['endpoint']} (auth {found['auth']}, drivers {found['drivers']}, uplink {found['uplink']})")
+    for server in found["servers"]:
+        used, total = server["reserved_memory_mib"], server["memory_mib"]
+        out.print(f"{server['server']} ({server['hostname']}): {used} of {total} MiB and {server['reserved_vcpus']} of {server['vcpus']} vCPUs promised")
+        for name, why in server["accelerators"].items():
+            out.print(f"  {name}: {why or 'usable'}", highlight=False)
+    table = Table("instance", "state", "type", "image", "virtualized", "doing", "private", "public", "region")
+    for one in found["instances"]:
+        table.add_row(
+            one["instance"], one["state"], one["type"], one["image"], _virtualized(one["accelerator"]),
+            one["reason"] if one["state"] in ("stopped", "terminated") else one["phase"],
+            one["address"], one["public_address"], one["region"],
+        )  # fmt: skip
+    out.print(table if found["instances"] else "no instances")
+    for problem in found["problems"]:
+        out.print(f"[red]problem:[/] {problem}")
+
+
+@app.command()
+def env() -> None:
+    """Print the variables that point AWS tools at haneul.
+
+    Example: `eval "$(haneul env)"; aws ec2 describe-instances`
+    """
+    settings = config.load()
+    access_key, secret = _lifecycle.identity(settings).read_credentials()
+    values = {
+        "AWS_ENDPOINT_URL": settings.endpoint,
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": settings.region,
+        "AWS_REGION": settings.region,
+    }
+    for name, value in values.items():
+        print(f"export {name}={shlex.quote(value)}")
+    print("unset AWS_PROFILE AWS_SESSION_TOKEN")
+    here = str(Path(sys.executable).parent)
+    if here not in os.environ.get("PATH", "").split(os.pathsep):
+        print(f"export PATH={shlex.quote(here)}:\"$PATH\"")
+
+
+@app.command("config")
+def show_config(as_json: Json = False) -> None:
+    """Print every setting, its value and where that came from."""
+    found = config.sources()
+    config.load()
+    if as_json:
+        _print_json({one.name: {"value": one.value, "origin": one.origin, "text": one.text} for one in found})
+        return
+    table = Table("setting", "value", "from", "what it is")
+    for one in found:
+        table.add_row(one.name, "" if one.value is None else str(one.value), one.origin, one.text)
+    out.print(table)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this server can do, how that was found out, and what to do about the rest.
+
+    Exit code 1 if real virtual servers cannot be launched here.
+    """
+    settings = config.load()
+    found = _lifecycle.doctor(settings)
+    needed = [one for one in found if not one.name.startswith("HVM")]
+    healthy = all(one.ok for one in needed)
+    if as_json:
+        _print_json({"healthy": healthy, "findings": [asdict(one) for one in found]})
+    else:
+        table = Table("what", "", "how that was found out", "what to do")
+        for one in found:
+            table.add_row(one.name, "[green]yes[/]" if one.ok else "[red]no[/]", one.how, one.advice)
+        out.print(table)
+    if not healthy:
+        raise typer.Exit(NO)
+
+
+@app.command()
+def logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.")] = 100,
+) -> None:
+    """Print haneul's own log.
+
+    Examples: `haneul logs -n 20`, `haneul logs --follow`
+    """
+    path = _lifecycle.log(config.load())
+    if not path.exists():
+        raise SettingsError(f"there is no log at {path}: haneul has not run there")
+    command = ["tail", "-n", str(lines), *(["-F"] if follow else []), str(path)]
+    sys.stdout.flush()
+    os.execvp(command[0], command)
+
+
+# --- instances ----------------------------------------------------------------------------------------
+
+
+def _client(settings: Settings, region: str = "") -> Any:
+    import boto3
+    from botocore.config import Config
+
+    access_key, secret = _lifecycle.identity(settings).read_credentials()
+    return boto3.client(
+        "ec2",
+        endpoint_url=settings.endpoint,
+        region_name=region or settings.region,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret,
+        config=Config(retries={"max_attempts": 2}, connect_timeout=5),
+    )
+
+
+def _need_running(settings: Settings) -> None:
+    if not _lifecycle.is_running(settings):
+        raise SettingsError("haneul is not running; `haneul up --detach` starts it")
+
+
+def _find(ec2: Any, name: str) -> dict[str, Any]:
+    """An instance by its id, its Name tag or one of its addresses. Raises `SettingsError`."""
+    alive = {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]}
+    ways = ["instance-id"] if name.startswith("i-") else ["tag:Name", "ip-address", "private-ip-address"]
+    for way in ways:
+        answer = ec2.describe_instances(Filters=[{"Name": way, "Values": [name]}, alive])
+        found = [one for reservation in answer["Reservations"] for one in reservation["Instances"]]
+        if len(found) > 1:
+            ids = ", ".join(one["InstanceId"] for one in found)
+            raise SettingsError(f"several instances are called {name}: {ids}; give an id")
+        if found:
+            instance: dict[str, Any] = found[0]
+            return instance
+    raise SettingsError(f"there is no instance {name} in {ec2.meta.region_name}; `haneul status` shows all of them")
+
+
+def _tags(one: dict[str, Any]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in one.get("Tags", [])}
+
+
+def _user(ec2: Any, instance: dict[str, Any]) -> str:
+    """Who logs in to instances of this image: the image says so in a tag."""
+    stand_in = _tags(instance).get("aws:haneul:stands-in", "").partition(" ")[0]
+    wanted = {"Name": "name", "Values": [stand_in]} if stand_in else {"Name": "image-id", "Values": [instance["ImageId"]]}
+    images = ec2.describe_images(Filters=[wanted])["Images"]
+    return _tags(images[0]).get("aws:haneul:user", "root") if images else "root"
+
+
+def _ssh_command(settings: Settings, ec2: Any, instance: dict[str, Any]) -> list[str]:
+    address = instance.get("PublicIpAddress")
+    if not address:
+        raise SettingsError(f"{instance['InstanceId']} is {instance['State']['Name']} and has no public address")
+    who = _lifecycle.identity(settings)
+    options = {
+        "IdentitiesOnly": "yes",
+        "UserKnownHostsFile": str(who.directory / "known_hosts"),
+        "HostKeyAlias": instance["InstanceId"],
+        "StrictHostKeyChecking": "accept-new",
+        "LogLevel": "ERROR",
+        "ConnectTimeout": "10",
+    }
+    given = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    return ["ssh", "-i", str(who.ssh_key), *given, f"{_user(ec2, instance)}@{address}"]
+
+
+def _port_open(address: str) -> bool:
+    """Whether an SSH server greets there."""
+    import socket
+
+    try:
+        with socket.create_connection((address, 22), timeout=2) as connection:
+            connection.settimeout(5)
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _last_line(ec2: Any, instance_id: str) -> str:
+    text = ec2.get_console_output(InstanceId=instance_id, Latest=True).get("Output", "")
+    lines = [_printable(line) for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line), "")
+
+
+def _printable(line: str) -> str:
+    import re
+
+    line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b.", "", line)
+    return "".join(character for character in line if character.isprintable()).strip()[:100]
+
+
+def _wait_for_ssh(ec2: Any, instance_id: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """The instance, once its SSH server greets. Tells phase, elapsed time and the last console line meanwhile."""
+    began = time.monotonic()
+    while True:
+        found = ec2.describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
+        state = found["State"]["Name"]
+        if state in ("stopping", "stopped", "shutting-down", "terminated"):
+            why = found.get("StateReason", {}).get("Message", "no reason given")
+            raise SettingsError(f"{instance_id} is {state}: {why}")
+        if state == "running" and found.get("PublicIpAddress") and _port_open(found["PublicIpAddress"]):
+            instance: dict[str, Any] = found
+            return instance
+        elapsed = time.monotonic() - began
+        if elapsed > SSH_SECONDS:
+            raise SettingsError(f"{instance_id} does not answer by SSH after {elapsed:.0f} s; `haneul console {instance_id}` shows what it says")
+        say(f"{instance_id} {state}, {elapsed:.0f} s: {_last_line(ec2, instance_id) or 'the firmware is starting'}")
+        time.sleep(1.0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False})
+def ssh(
+    instance: Annotated[str, typer.Argument(help="Id, Name tag or address of an instance.")],
+    command: Annotated[list[str] | None, typer.Argument(help="A command to run there.")] = None,
+    region: Region = "",
+    wait: Annotated[bool, typer.Option(help="Wait for an instance that is still booting.")] = True,
+) -> None:
+    """Log in to an instance, or run a command there; user, key and address are found by haneul.
+
+    Examples: `haneul ssh i-0123…`, `haneul ssh web uname -a`
+    """
+    settings = config.load()
+    _need_running(settings)
+    ec2 = _client(settings, region)
+    found = _find(ec2, instance)
+    if wait and found["State"]["Name"] in ("pending", "running"):
+        with _progress() as say:
+            found = _wait_for_ssh(ec2, found["InstanceId"], say)
+    arguments = [*_ssh_command(settings, ec2, found), *(command or [])]
+    os.execvp(arguments[0], arguments)
+
+
+@app.command()
+def console(
+    instance: Annotated[str, typer.Argument(help="Id, Name tag or address of an instance.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    attach: Annotated[bool, typer.Option("--attach", "-a", help="Type on the serial console; Ctrl-] leaves.")] = False,
+    region: Region = "",
+) -> None:
+    """Print what an instance wrote on its serial console.
+
+    Examples: `haneul console i-0123…`, `haneul console web --follow`, `haneul console web --attach`
+    """
+    settings = config.load()
+    _need_running(settings)
+    ec2 = _client(settings, region)
+    instance_id = _find(ec2, instance)["InstanceId"]
+    seen = ec2.get_console_output(InstanceId=instance_id, Latest=True).get("Output", "")
+    sys.stdout.write(seen)
+    sys.stdout.flush()
+    if attach:
+        _attach(_lifecycle.console_socket(settings, instance_id))
+    while follow:
+        time.sleep(0.5)
+        text = ec2.get_console_output(InstanceId=instance_id, Latest=True).get("Output", "")
+        sys.stdout.write(_new_part(seen, text))
+        sys.stdout.flush()
+        seen = text
+
+
+def _new_part(seen: str, text: str) -> str:
+    """What `text` has beyond `seen`; both are windows on the same growing log."""
+    if text.startswith(seen):
+        return text[len(seen) :]
+    tail = seen[-200:]
+    place = text.rfind(tail)
+    return text[place + len(tail) :] if place >= 0 else text
+
+
+def _attach(path: Path) -> None:
+    """Join the terminal and the machine's serial port, until Ctrl-]."""
+    import select
+    import socket
+    import termios
+    import tty
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as serial:
+        try:
+            serial.connect(str(path))
+        except OSError as error:
+            raise SettingsError(f"the serial port cannot be opened: {error.strerror}") from None
+        keyboard = sys.stdin.fileno()
+        before = termios.tcgetattr(keyboard) if os.isatty(keyboard) else None
+        try:
+            if before is not None:
+                tty.setraw(keyboard)
+            while True:
+                ready = select.select([serial, keyboard], [], [])[0]
+                if serial in ready:
+                    data = serial.recv(4096)
+                    if not data:
+                        return
+                    os.write(1, data)
+                if keyboard in ready:
+                    typed = os.read(keyboard, 1024)
+                    if not typed or b"\x1d" in typed:
+                        return
+                    serial.sendall(typed)
+        finally:
+            if before is not None:
+                termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+# --- images -------------------------------------------------------------------------------------------
+
+
+class _progress:  # noqa: N801 - reads as a function where it is used
+    """A line that changes, on a terminal; nothing in a pipe."""
+
+    def __init__(self, every: bool = False) -> None:
+        self._terminal = err.is_terminal
+        self._every = every
+        self._status = err.status("") if self._terminal else None
+        self._last = ""
+
+    def __enter__(self) -> Callable[[str], None]:
+        if self._status is not None:
+            self._status.start()
+        return self._say
+
+    def _say(self, text: str) -> None:
+        if self._status is not None:
+            from rich.markup import escape
+
+            self._status.update(escape(text))
+        elif self._every and text != self._last:
+            print(f"  {text}", flush=True)
+        self._last = text
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+@image_app.command("build")
+def image_build(
+    names: Annotated[list[str] | None, typer.Argument(help=f"Recipes: {', '.join(RECIPES)}.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Build it even if it is there.")] = False,
+) -> None:
+    """Build images from packages (root). Without a name: the default image.
+
+    Examples: `haneul image build`, `haneul image build tiny`, `haneul image build debian-12 --again`
+    """
+    store = _lifecycle.images(config.load())
+    for name in names or [DEFAULT]:
+        with _progress(every=True) as say:
+            built = store.build(name, say, again=again)
+        out.print(f"{built.disk} is {built.image_id}", highlight=False)
+
+
+@image_app.command("list")
+def image_list(as_json: Json = False) -> None:
+    """List the built images and the recipes that are not built."""
+    found = _lifecycle.images(config.load()).catalogue()
+    if as_json:
+        _print_json([asdict(one) | {"image_id": one.image_id} for one in found])
+        return
+    table = Table("image", "AMI id", "user", "root GiB", "description")
+    for one in found:
+        table.add_row(one.disk, one.image_id, one.user, str(one.size_gib), one.description)
+    for name, recipe in RECIPES.items():
+        if name not in {one.disk for one in found}:
+            table.add_row(name, "(not built)", recipe.user, str(recipe.size_gib), recipe.description)
+    out.print(table)
+
+
+@image_app.command("rm")
+def image_rm(name: Annotated[str, typer.Argument(help="The image's name.")]) -> None:
+    """Remove a built image. Instances that were launched from it lose their base: terminate them first."""
+    settings = config.load()
+    found = _status(settings)
+    users = [one["instance"] for one in (found or {"instances": []})["instances"] if one["image"] == name and one["state"] != "terminated"]
+    if users:
+        raise SettingsError(f"instances are made of {name}: {', '.join(users)}; terminate them first")
+    _lifecycle.images(settings).remove(name)
+    out.print(f"{name} is removed")
+
+
+# --- the main job -------------------------------------------------------------------------------------
+
+_ASK_GUEST = """
+token=$(curl -sf -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token)
+id=$(curl -sf -H "X-aws-ec2-metadata-token: $token" http://169.254.169.254/latest/meta-data/instance-id)
+echo "kernel        $(uname -a)"
+echo "instance id   $id (from its own metadata service)"
+echo "cloud-init    $(cloud-init status 2>/dev/null | sed 's/^status: //')"
+echo "virtualized   $(systemd-detect-virt 2>/dev/null || echo unknown), $(cat /sys/class/dmi/id/sys_vendor) $(cat /sys/class/dmi/id/product_name)"
+"""
+
+
+@app.command()
+def quickstart(
+    instance_type: Annotated[str, typer.Option("--type", help="The instance type to launch.")] = "t3.micro",
+    image: Annotated[str, typer.Option(help="The image to launch.")] = DEFAULT,
+) -> None:
+    """Build the image, start haneul, launch an instance, wait for SSH and ask the guest who it is.
+
+    What is there already is used: repeated, this takes seconds. Example: `haneul quickstart`
+    """
+    settings = config.load()
+    store = _lifecycle.images(settings)
+    _step(f"image {image}")
+    with _progress(every=True) as say:
+        ami = store.build(image, say).image_id
+    _step(f"haneul on {settings.endpoint}")
+    if not _lifecycle.is_running(settings):
+        _lifecycle.start_detached(settings)
+    ec2 = _client(settings)
+    found = _quickstart_instance(ec2, ami, instance_type)
+    _step(f"SSH of {found['InstanceId']}")
+    with _progress(every=True) as say:
+        found = _wait_for_ssh(ec2, found["InstanceId"], say)
+    _ask(settings, ec2, found)
+    _how_to_go_on(found)
+
+
+def _step(text: str) -> None:
+    out.print(f"[bold]==>[/] {text}", highlight=False)
+
+
+def _quickstart_instance(ec2: Any, ami: str, instance_type: str) -> dict[str, Any]:
+    """The instance of an earlier quickstart, started if it is stopped, or a new one."""
+    wanted = [
+        {"Name": "tag:Name", "Values": [QUICKSTART]},
+        {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
+    ]
+    answer = ec2.describe_instances(Filters=wanted)
+    old: list[dict[str, Any]] = [one for reservation in answer["Reservations"] for one in reservation["Instances"]]
+    if old:
+        instance_id, state = old[0]["InstanceId"], old[0]["State"]["Name"]
+        _step(f"instance {instance_id} of an earlier run ({state})")
+        if state == "stopping":
+            ec2.get_waiter("instance_stopped").wait(InstanceIds=[instance_id], WaiterConfig={"Delay": 1})
+        if state in ("stopping", "stopped"):
+            ec2.start_instances(InstanceIds=[instance_id])
+        return old[0]
+    group = _quickstart_group(ec2)
+    tags = [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": QUICKSTART}]}]
+    answer = ec2.run_instances(
+        ImageId=ami, InstanceType=instance_type, MinCount=1, MaxCount=1, SecurityGroupIds=[group], TagSpecifications=tags
+    )
+    instance: dict[str, Any] = answer["Instances"][0]
+    _step(f"instance {instance['InstanceId']} ({instance_type}), launched through the EC2 API")
+    return instance
+
+
+def _quickstart_group(ec2: Any) -> str:
+    """A security group that lets SSH in, as on AWS: the default group lets in only its own members."""
+    found = ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": [QUICKSTART]}])["SecurityGroups"]
+    if found:
+        return str(found[0]["GroupId"])
+    group = str(ec2.create_security_group(GroupName=QUICKSTART, Description="SSH for haneul quickstart")["GroupId"])
+    ec2.authorize_security_group_ingress(GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="0.0.0.0/0")
+    return group
+
+
+def _ask(settings: Settings, ec2: Any, found: dict[str, Any]) -> None:
+    """What the guest itself says."""
+    import subprocess
+
+    command = [*_ssh_command(settings, ec2, found), "sh -s"]
+    deadline = time.monotonic() + 120
+    while True:
+        answer = subprocess.run(command, input=_ASK_GUEST, capture_output=True, text=True, timeout=120, check=False)
+        if answer.returncode == 0:
+            break
+        # sshd answers a little before cloud-init has put the key in place.
+        if time.monotonic() > deadline:
+            raise SettingsError(f"{found['InstanceId']} does not let haneul in: {answer.stderr.strip()}")
+        time.sleep(0.5)
+    generation = _tags(found).get("aws:haneul:virtualization", "HVM (KVM) with virtio devices")
+    out.print(f"\n[bold]The guest says[/] ({found['PublicIpAddress']})", highlight=False)
+    print(f"{answer.stdout.rstrip()}\ngeneration    {generation}")
+
+
+def _how_to_go_on(found: dict[str, Any]) -> None:
+    here = Path(sys.executable).parent
+    print(
+        f"""
+Go on:
+  eval "$({here}/haneul env)"        # points aws, boto3, Terraform, Ansible … at haneul
+  haneul ssh {found["InstanceId"]}
+  aws ec2 describe-instances --query 'Reservations[].Instances[].[InstanceId,State.Name,PublicIpAddress]' --output table
+  aws ec2 run-instances --image-id {found["ImageId"]} --instance-type t3.micro
+  haneul status
+  haneul down --purge                # removes every trace"""
+    )

@@ -1,0 +1,85 @@
+"""Processes that outlive haneul, found again by a lock that only they hold.
+
+A daemon is started with a descriptor on which its lock file is flock()ed, and inherits it. The lock is held as
+long as any process of the daemon lives, whatever becomes of haneul, and a pid can never be mistaken: a pid is
+ours if it has that file open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+from pathlib import Path
+
+
+def take(path: Path) -> int | None:
+    """A descriptor that holds the lock, or None if another process has it. The caller hands it on or closes it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def held(path: Path) -> bool:
+    """Whether a process lives that holds the lock."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        # A shared request does not disturb another haneul that asks at the same moment.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def holders(path: Path) -> list[int]:
+    """The pids of all processes that have the lock file open, but not ours."""
+    try:
+        wanted = path.stat()
+    except FileNotFoundError:
+        return []
+    return [pid for pid in _pids() if pid != os.getpid() and _has_open(pid, wanted)]
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _has_open(pid: int, wanted: os.stat_result) -> bool:
+    directory = f"/proc/{pid}/fd"
+    try:
+        for name in os.listdir(directory):
+            try:
+                found = os.stat(f"{directory}/{name}")
+            except OSError:
+                continue
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+    except OSError:
+        pass
+    return False
+
+
+async def kill(path: Path, number: int = signal.SIGKILL, timeout: float = 5.0) -> bool:
+    """Signal every holder and wait until the lock is free; says whether it is."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while held(path):
+        for pid in await asyncio.to_thread(holders, path):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+        if loop.time() > deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True

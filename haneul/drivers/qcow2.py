@@ -1,0 +1,63 @@
+"""Volumes as qcow2 files: an overlay on an image's disk, or blank."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from haneul.drivers.interface import DriverError
+from haneul.drivers.run import run
+from haneul.model.assignment import DiskSpec
+
+_MAGIC = b"QFI\xfb"
+
+
+def virtual_size(path: Path) -> int | None:
+    """The size in bytes that the file's header names (QEMU, docs/interop/qcow2.txt), None if it is no qcow2."""
+    with path.open("rb") as file:
+        header = file.read(32)
+    if len(header) < 32 or header[:4] != _MAGIC:
+        return None
+    return int(struct.unpack(">Q", header[24:32])[0])
+
+
+class Qcow2Disks:
+    """`directory` holds the volumes, `images` the image store."""
+
+    def __init__(self, directory: Path, images: Path) -> None:
+        self.directory = directory
+        self.images = images
+
+    def file(self, volume_id: str) -> Path:
+        return self.directory / f"{volume_id}.qcow2"
+
+    async def observe(self) -> frozenset[str]:
+        if not self.directory.is_dir():
+            return frozenset()
+        names = (path.name for path in self.directory.iterdir())
+        return frozenset(name.lstrip(".").partition(".")[0] for name in names)
+
+    async def ensure(self, disk: DiskSpec) -> None:
+        """The file appears whole under its name; one that is there is only ever grown."""
+        file = self.file(disk.volume_id)
+        wanted = disk.size_gib << 30
+        if file.exists():
+            present = virtual_size(file)
+            if present is not None and present < wanted:
+                await run(["qemu-img", "resize", "-f", "qcow2", str(file), str(wanted)])
+            return
+        self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        temporary = self.directory / f".{disk.volume_id}.new"
+        command = ["qemu-img", "create", "-q", "-f", "qcow2"]
+        if disk.image:
+            base = self.images / disk.image / "disk.qcow2"
+            if not base.exists():
+                raise DriverError(f"the image '{disk.image}' is not built; `haneul image build` builds it", fatal=True)
+            command += ["-b", str(base.absolute()), "-F", "qcow2"]
+        await run([*command, str(temporary), str(wanted)])
+        temporary.chmod(0o600)
+        temporary.replace(file)
+
+    async def ensure_absent(self, volume_id: str) -> None:
+        self.file(volume_id).unlink(missing_ok=True)
+        (self.directory / f".{volume_id}.new").unlink(missing_ok=True)

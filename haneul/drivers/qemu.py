@@ -1,0 +1,386 @@
+"""Machines by QEMU. Each is a folder, a uid and a process group of its own, which outlives haneul.
+
+What is true is read from files and locks: `boot.json` (which ordered boot was begun), `lock` (held as long as a
+process of the machine lives), `events.log` (how it ended, in QEMU's own words), `stopping.json` (an order to end).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qemu.qmp import QMPClient, QMPError
+
+from haneul.drivers import locks, qemu_command
+from haneul.drivers.interface import DriverError
+from haneul.drivers.qemu_command import Accelerator, Kernel, Places
+from haneul.model.assignment import MachineReport, MachineSpec
+
+log = logging.getLogger(__name__)
+
+QMP_TIMEOUT = 5.0
+START_TIMEOUT = 20.0
+#: A guest that is still booting does not hear its power button: it is pressed again.
+PRESS_AGAIN = 2.0
+REBOOT_SECONDS = 60
+CONSOLE_BYTES = 65536
+
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """An order to end: `why` it was given, since when (seconds since the epoch), when the button was last pressed."""
+
+    why: Literal["stop", "reboot"]
+    since: float
+    pressed: float
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
+
+
+def how_it_ended(events: str) -> str:
+    """QEMU's reason in its last SHUTDOWN event; empty if it never said one (a crash)."""
+    for line in reversed(events.splitlines()):
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if event.get("event") == "SHUTDOWN":
+                return str(event["data"]["reason"])
+    return ""
+
+
+class QemuMachines:
+    """`directory` has a folder for each machine; `volume_file` and `images` say where disks and kernels are."""
+
+    def __init__(
+        self,
+        directory: Path,
+        volume_file: Callable[[str], Path],
+        images: Path,
+        first_uid: int,
+        accelerator: Callable[[], Accelerator],
+        changed: Callable[[], None],
+    ) -> None:
+        self.directory = directory
+        self.images = images
+        self._volume_file = volume_file
+        self._first_uid = first_uid
+        self._accelerator = accelerator
+        self._changed = changed
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._watched: set[str] = set()
+
+    def places(self, instance_id: str) -> Places:
+        return Places(self.directory / instance_id)
+
+    def console_logs(self) -> list[str]:
+        """The logs that machines write without bound."""
+        if not self.directory.is_dir():
+            return []
+        found = [self.places(path.name) for path in sorted(self.directory.iterdir())]
+        return [str(path) for one in found for path in (one.console_log, one.events)]
+
+    # --- observing --------------------------------------------------------------------------------------
+
+    async def observe(self) -> dict[str, MachineReport]:
+        if not self.directory.is_dir():
+            return {}
+        return {path.name: self._look(path.name) for path in self.directory.iterdir()}
+
+    def _look(self, instance_id: str) -> MachineReport:
+        places = self.places(instance_id)
+        child = self._children.get(instance_id)
+        if child is not None and child.poll() is not None:
+            del self._children[instance_id]
+        boot = _read_json(places.boot)
+        if boot is None:
+            return MachineReport(instance_id, "absent")
+        count, accelerator = boot["boot_count"], boot["accelerator"]
+        if locks.held(places.lock):
+            self._watch(instance_id, places)
+            power: Literal["running", "stopping"] = "running"
+            stopping = self._stopping(places)
+            phase = "on"
+            if stopping is not None:
+                power = "stopping" if stopping.why == "stop" else "running"
+                phase = "shutting down" if stopping.why == "stop" else "rebooting"
+            return MachineReport(instance_id, power, count, phase=phase, accelerator=accelerator)
+        if not boot["begun"]:
+            # haneul ended between writing this down and starting QEMU: that boot has not happened.
+            return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
+        cause, detail = self._ending(places)
+        return MachineReport(instance_id, "off", count, cause, detail, "off", accelerator)
+
+    def _stopping(self, places: Places) -> Stopping | None:
+        value = _read_json(places.stopping)
+        return Stopping(**value) if value else None
+
+    def _ending(self, places: Places) -> tuple[str, str]:
+        """(cause, detail) of a machine that is off."""
+        reason = how_it_ended(_tail(places.events, 65536).decode(errors="replace"))
+        if self._stopping(places) is not None:
+            return "ordered", ""
+        if reason == "guest-shutdown":
+            return "guest-shutdown", ""
+        if reason:
+            return "crash", f"QEMU ended: {reason}"
+        said = _tail(places.errors, 600).decode(errors="replace").strip()
+        return "crash", f"QEMU ended without an orderly shutdown (killed or crashed). {said}".strip()
+
+    def _watch(self, instance_id: str, places: Places) -> None:
+        """Look again as soon as the machine ends, not at the next period."""
+        if instance_id in self._watched:
+            return
+        for pid in locks.holders(places.lock)[:1]:
+            with contextlib.suppress(OSError):
+                descriptor = os.pidfd_open(pid)
+                self._watched.add(instance_id)
+                loop = asyncio.get_running_loop()
+                loop.add_reader(descriptor, self._ended, loop, descriptor, instance_id)
+
+    def _ended(self, loop: asyncio.AbstractEventLoop, descriptor: int, instance_id: str) -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        self._watched.discard(instance_id)
+        self._changed()
+
+    # --- running ----------------------------------------------------------------------------------------
+
+    def needs_taps(self, spec: MachineSpec) -> bool:
+        found = self._look(spec.instance_id)
+        return found.power == "absent" or (found.power == "off" and found.boot_count < spec.boot_count)
+
+    async def ensure_running(self, spec: MachineSpec, taps: dict[str, int]) -> MachineReport:
+        found = self._look(spec.instance_id)
+        if found.power in ("running", "stopping"):
+            if found.boot_count < spec.boot_count:
+                await self._end(spec.instance_id, "reboot", REBOOT_SECONDS, force=False)
+            return self._look(spec.instance_id)
+        if found.power == "off" and found.boot_count >= spec.boot_count:
+            return found
+        if spec.nics and not taps:
+            return MachineReport(spec.instance_id, "starting", found.boot_count, phase="waiting for its network")
+        await self._start(spec, taps, first=found.power == "absent" or found.boot_count == 0)
+        return self._look(spec.instance_id)
+
+    async def _start(self, spec: MachineSpec, taps: dict[str, int], first: bool) -> None:
+        places = self.places(spec.instance_id)
+        uid = self._prepare(places)
+        files = {disk.volume_id: self._volume_file(disk.volume_id) for disk in spec.disks}
+        for file in files.values():
+            os.chown(file, uid, uid)
+        accelerator = self._accelerator()
+        kernel = self._kernel(spec) if first else None
+        own = qemu_command.command(spec, places, files, taps, accelerator)
+        given = qemu_command.command(spec, places, files, taps, accelerator, kernel) if kernel else None
+        boot = {"boot_count": spec.boot_count, "accelerator": accelerator, "begun": False}
+        _write_json(places.boot, boot)
+        await asyncio.to_thread(self._spawn, spec.instance_id, places, given, own, list(taps.values()), uid)
+        _write_json(places.boot, boot | {"begun": True})
+        await self._until_it_answers(spec.instance_id, places)
+
+    def _kernel(self, spec: MachineSpec) -> Kernel | None:
+        """The image's kernel: for a root disk that is an overlay on that image and was never booted."""
+        if not spec.disks or spec.disks[0].image != spec.image:
+            return None
+        directory = self.images / spec.image
+        arguments = directory / "cmdline"
+        if not arguments.exists():
+            return None
+        return Kernel(directory / "vmlinuz", directory / "initrd", arguments.read_text().strip())
+
+    def _prepare(self, places: Places) -> int:
+        """Folders and files of the machine; gives its uid."""
+        self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        places.directory.mkdir(mode=0o710, exist_ok=True)
+        if not places.uid.exists():
+            places.uid.write_text(str(self._free_uid()))
+        uid = int(places.uid.read_text())
+        os.chown(places.directory, 0, uid)
+        places.run.mkdir(mode=0o700, exist_ok=True)
+        os.chown(places.run, uid, uid)
+        for path in (places.stopping, places.qmp, places.console, places.console_log, places.screen):
+            path.unlink(missing_ok=True)
+        return uid
+
+    def _free_uid(self) -> int:
+        used = set()
+        for path in self.directory.glob("*/uid"):
+            with contextlib.suppress(ValueError, FileNotFoundError):
+                used.add(int(path.read_text()))
+        return next(uid for uid in range(self._first_uid + 1, self._first_uid + 65536) if uid not in used)
+
+    def _spawn(
+        self, instance_id: str, places: Places, given: list[str] | None, own: list[str], taps: list[int], uid: int
+    ) -> None:
+        lock = locks.take(places.lock)
+        if lock is None:
+            raise DriverError(f"{instance_id}: a process of an earlier boot still runs")
+        reading, feed = os.pipe2(os.O_CLOEXEC)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC
+        events = os.open(places.events, flags, 0o640)
+        errors = os.open(places.errors, flags, 0o600)
+        try:
+            os.fchown(events, 0, uid)
+            os.fchmod(events, 0o640)
+            os.write(feed, qemu_command.CAPABILITIES.encode())
+            self._children[instance_id] = subprocess.Popen(
+                qemu_command.lives(own, given, places, feed),
+                stdin=reading,
+                stdout=events,
+                stderr=errors,
+                pass_fds=(lock, feed, *taps),
+                user=uid,
+                group=uid,
+                extra_groups=self._groups(),
+                start_new_session=True,
+                cwd="/",
+                env={"PATH": "/usr/bin:/bin"},
+            )
+        finally:
+            for descriptor in (lock, reading, feed, events, errors):
+                os.close(descriptor)
+
+    def _groups(self) -> list[int]:
+        """KVM's device belongs to a group."""
+        if self._accelerator() != "kvm":
+            return []
+        return [os.stat("/dev/kvm").st_gid]
+
+    async def _until_it_answers(self, instance_id: str, places: Places) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                await self._qmp(places, "query-status")
+                return
+            except DriverError:
+                if not locks.held(places.lock):
+                    said = _tail(places.errors, 1000).decode(errors="replace").strip()
+                    raise DriverError(f"QEMU did not start: {said or 'it said nothing'}") from None
+                if time.monotonic() > deadline:
+                    await locks.kill(places.lock)
+                    raise DriverError("QEMU did not answer on its control socket in time") from None
+            await asyncio.sleep(0.01)
+
+    async def _qmp(self, places: Places, command: str, **arguments: object) -> object:
+        """One command on a connection of its own. Raises `DriverError`."""
+        client = QMPClient("haneul")
+        try:
+            async with asyncio.timeout(QMP_TIMEOUT):
+                await client.connect(str(places.qmp))
+                try:
+                    return await client.execute(command, arguments or None)
+                finally:
+                    with contextlib.suppress(QMPError, OSError):
+                        await client.disconnect()
+        except (QMPError, OSError, TimeoutError) as error:
+            raise DriverError(f"QMP {command}: {error or type(error).__name__}") from None
+
+    # --- ending -----------------------------------------------------------------------------------------
+
+    async def ensure_stopped(self, spec: MachineSpec) -> MachineReport:
+        found = self._look(spec.instance_id)
+        if found.power in ("running", "stopping"):
+            await self._end(spec.instance_id, "stop", spec.stop_seconds, spec.force)
+        return self._look(spec.instance_id)
+
+    async def _end(self, instance_id: str, why: Literal["stop", "reboot"], seconds: int, force: bool) -> None:
+        """Press the power button until the deadline, then cut the power."""
+        places = self.places(instance_id)
+        now = time.time()
+        stopping = self._stopping(places)
+        if stopping is None or stopping.why != why:
+            stopping = Stopping(why, now, 0.0)
+        # A clock that was set back must not keep a machine for ever.
+        overdue = now - stopping.since >= seconds or now < stopping.since - 1
+        pressing = now - stopping.pressed >= PRESS_AGAIN
+        if pressing or force or overdue:
+            _write_json(places.stopping, {"why": why, "since": stopping.since, "pressed": now})
+        if force or overdue:
+            await self._cut(places)
+        elif pressing:
+            try:
+                await self._qmp(places, "system_powerdown")
+            except DriverError as error:
+                log.warning("%s: %s", instance_id, error)
+
+    async def _cut(self, places: Places) -> None:
+        with contextlib.suppress(DriverError):
+            await self._qmp(places, "quit")
+            deadline = time.monotonic() + 2
+            while locks.held(places.lock) and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+        if not await locks.kill(places.lock):
+            raise DriverError("a process of the machine cannot be killed")
+
+    async def ensure_absent(self, instance_id: str) -> MachineReport:
+        places = self.places(instance_id)
+        if not places.directory.is_dir():
+            return MachineReport(instance_id, "absent")
+        if not await locks.kill(places.lock):
+            raise DriverError("a process of the machine cannot be killed")
+        self._look(instance_id)
+        for directory in (places.run, places.directory):
+            if directory.is_dir():
+                for path in directory.iterdir():
+                    if not path.is_dir():
+                        path.unlink(missing_ok=True)
+                directory.rmdir()
+        return MachineReport(instance_id, "absent")
+
+    async def power_off(self, seconds: int) -> None:
+        """Every machine, orderly, in at most `seconds`. Used when haneul itself is not running."""
+        while running := [one for one, found in (await self.observe()).items() if found.power in ("running", "stopping")]:
+            await asyncio.gather(*(self._end(one, "stop", seconds, force=False) for one in running))
+            await asyncio.sleep(0.2)
+
+    # --- looking inside ---------------------------------------------------------------------------------
+
+    async def console_output(self, instance_id: str) -> bytes:
+        return await asyncio.to_thread(_tail, self.places(instance_id).console_log, CONSOLE_BYTES)
+
+    async def screenshot(self, instance_id: str) -> bytes:
+        places = self.places(instance_id)
+        places.screen.unlink(missing_ok=True)
+        await self._qmp(places, "screendump", filename=str(places.screen), format="png")
+        try:
+            return _tail(places.screen, 64 << 20)
+        finally:
+            places.screen.unlink(missing_ok=True)
+
+
+def _tail(path: Path, most: int) -> bytes:
+    """The end of a regular file. What a machine's uid put there instead (a link, a pipe) is nothing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        return os.pread(descriptor, most, max(status.st_size - most, 0))
+    finally:
+        os.close(descriptor)

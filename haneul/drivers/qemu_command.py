@@ -1,0 +1,164 @@
+"""QEMU's command line for a machine. Pure: values in, arguments out (qemu(1), QEMU 7.2)."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from haneul.model.assignment import DiskSpec, MachineSpec
+
+Accelerator = Literal["tcg", "kvm"]
+BINARY = "qemu-system-x86_64"
+#: TCG's translation buffer (MiB). It counts to the process, not to the guest.
+TB_SIZE = 128
+CAPABILITIES = '{"execute":"qmp_capabilities"}\n'
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a machine's things are. `run` belongs to the machine's uid, the rest to haneul."""
+
+    directory: Path
+
+    @property
+    def run(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def qmp(self) -> Path:
+        return self.run / "qmp.sock"
+
+    @property
+    def console(self) -> Path:
+        return self.run / "console.sock"
+
+    @property
+    def console_log(self) -> Path:
+        return self.run / "console.log"
+
+    @property
+    def screen(self) -> Path:
+        return self.run / "screen.png"
+
+    @property
+    def events(self) -> Path:
+        return self.directory / "events.log"
+
+    @property
+    def errors(self) -> Path:
+        return self.directory / "stderr.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / "lock"
+
+    @property
+    def boot(self) -> Path:
+        return self.directory / "boot.json"
+
+    @property
+    def stopping(self) -> Path:
+        return self.directory / "stopping.json"
+
+    @property
+    def uid(self) -> Path:
+        return self.directory / "uid"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel given on the command line: the fast path of a first boot."""
+
+    kernel: Path
+    initrd: Path
+    arguments: str
+
+
+def _serial_number(volume_id: str) -> str:
+    """Twenty characters, which is what virtio-blk has room for and how EC2 shows it in the guest."""
+    return volume_id.replace("-", "")[:20]
+
+
+def _smbios(spec: MachineSpec) -> list[str]:
+    """DMI as on EC2 (the uuid begins with `ec2`; cloud-init wants the serial to equal it)."""
+    return [
+        "-smbios", "type=0,vendor=Amazon EC2,version=1.0",
+        "-smbios", f"type=1,manufacturer=Amazon EC2,product={spec.instance_type},uuid={spec.uuid},serial={spec.uuid}",
+        "-smbios", f"type=2,manufacturer=Amazon EC2,asset={spec.instance_id}",
+        "-smbios", "type=3,manufacturer=Amazon EC2,asset=Amazon EC2",
+    ]  # fmt: skip
+
+
+def _disk(index: int, disk: DiskSpec, file: Path) -> list[str]:
+    node = f"disk{index}"
+    boot = ",bootindex=1" if disk.boot else ""
+    return [
+        "-blockdev", f"driver=qcow2,node-name={node},discard=unmap,file.driver=file,file.filename={_comma(file)}",
+        "-device", f"virtio-blk-pci,drive={node},id=blk{index},serial={_serial_number(disk.volume_id)}{boot}",
+    ]  # fmt: skip
+
+
+def _comma(path: Path) -> str:
+    """QEMU takes a doubled comma for one inside a value."""
+    return str(path).replace(",", ",,")
+
+
+def _engine(accelerator: Accelerator) -> list[str]:
+    if accelerator == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", f"tcg,thread=multi,tb-size={TB_SIZE}", "-cpu", "max"]
+
+
+def command(
+    spec: MachineSpec,
+    places: Places,
+    files: dict[str, Path],
+    taps: dict[str, int],
+    accelerator: Accelerator,
+    kernel: Kernel | None = None,
+) -> list[str]:
+    """The machine `spec`. `files` maps volume ids to disk files, `taps` interface ids to inherited descriptors.
+
+    Standard input and output are the event monitor: it says on `events.log` how the machine ended, even if
+    nobody was there to see it.
+    """
+    out = [BINARY, "-nodefaults", "-no-user-config", "-name", f"guest={spec.instance_id}", "-machine", "q35"]
+    out += [*_engine(accelerator), "-smp", str(spec.vcpus), "-m", f"{spec.memory_mib}M", "-rtc", "base=utc"]
+    out += ["-action", "reboot=shutdown", "-display", "none", "-device", "VGA", "-boot", "strict=on", "-sandbox", SANDBOX]
+    out += _smbios(spec)
+    out += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
+    for index, disk in enumerate(spec.disks):
+        out += _disk(index, disk, files[disk.volume_id])
+    for index, nic in enumerate(spec.nics):
+        out += ["-netdev", f"tap,id=net{index},fd={taps[nic.interface_id]}"]
+        out += ["-device", f"virtio-net-pci,netdev=net{index},id=nic{index},mac={nic.mac},romfile="]
+    out += ["-chardev", "stdio,id=events,signal=off", "-mon", "chardev=events,mode=control"]
+    out += ["-chardev", f"socket,id=qmp,path={_comma(places.qmp)},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+    log = f"logfile={_comma(places.console_log)},logappend=on"
+    out += ["-chardev", f"socket,id=console,path={_comma(places.console)},server=on,wait=off,{log}"]
+    out += ["-serial", "chardev:console"]
+    if kernel is not None:
+        out += ["-kernel", str(kernel.kernel), "-initrd", str(kernel.initrd), "-append", kernel.arguments]
+    return out
+
+
+def lives(boots: list[str], given: list[str] | None, places: Places, feed: int) -> list[str]:
+    """A shell that runs the machine from boot to boot: `given` first if there is one, then always `boots`.
+
+    A guest's reset ends QEMU, and a fresh one boots the disk's own boot loader: QEMU would start a given kernel
+    again though the guest may have installed another, and TCG is several times slower after a reset in the same
+    process. The shell makes this independent of haneul; `feed` is the writing end of the event monitor's input.
+    """
+    events = shlex.quote(str(places.events))
+    script = f"""{shlex.join(given or boots)}
+code=$?
+while :; do
+  case "$(grep '"SHUTDOWN"' {events} | tail -n 1)" in *'"guest-reset"'*) ;; *) exit $code ;; esac
+  printf '%s\\n' {shlex.quote(CAPABILITIES.strip())} >&{feed}
+  {shlex.join(boots)}
+  code=$?
+done"""
+    return ["/bin/sh", "-c", script]
