@@ -90,7 +90,7 @@ def _check_machine(settings: Settings) -> None:
     if os.geteuid() != 0:
         raise SettingsError(
             "real virtual servers need root (namespaces, taps, a uid for each machine): use sudo, "
-            'or HANEUL_DRIVERS=fake for a cloud without guests'
+            "or HANEUL_DRIVERS=fake for a cloud without guests"
         )
     missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if missing:
@@ -137,7 +137,9 @@ class Lifecycle(cli.Lifecycle):
     def start_detached(self, settings: Settings) -> None:
         self._prepare(settings)
         if daemon.is_running(settings.data):
-            raise SettingsError(f"another haneul runs on {settings.data}; `haneul status` shows it, `haneul down` stops it")
+            raise SettingsError(
+                f"another haneul runs on {settings.data}; `haneul status` shows it, `haneul down` stops it"
+            )
         daemon.start_detached(settings.data)
 
     def is_running(self, settings: Settings) -> bool:
@@ -187,7 +189,9 @@ class Lifecycle(cli.Lifecycle):
         found.append(Finding("root", root, "this process's uid", "" if root else "run haneul with sudo"))
         images = ImageStore(settings.image_directory)
         default = bool(images.catalogue())
-        found.append(Finding("an image", default, f"looked into {images.directory}", "" if default else "haneul image build"))
+        found.append(
+            Finding("an image", default, f"looked into {images.directory}", "" if default else "haneul image build")
+        )
         found.append(_generation_hvm(settings))
         emulated = Finding(
             "emulated, fast devices (HVM types without KVM)",
@@ -210,8 +214,8 @@ def _generation_hvm(settings: Settings) -> Finding:
         why = asyncio.run(server.kvm())
     except (DriverError, OSError) as error:
         why = str(error)
-    how = "booted a tiny guest with it" if not why else why
-    advice = "" if not why else "HVM types run emulated; for KVM: a CPU with VMX or SVM that this machine may use"
+    how = why or "booted a tiny guest with it"
+    advice = why and "HVM types run emulated; for KVM: a CPU with VMX or SVM that this machine may use"
     return Finding("HVM (KVM)", not why, how, advice)
 
 

@@ -60,7 +60,8 @@ class Lifecycle(Protocol):
     def doctor(self, settings: Settings) -> list[Finding]: ...
 
 
-out = Console()
+#: A pipe has no width: what is cut there is lost.
+out = Console() if sys.stdout.isatty() else Console(width=200)
 err = Console(stderr=True)
 _lifecycle: Lifecycle
 
@@ -118,7 +119,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -128,7 +131,9 @@ def _main(
 
 @app.command()
 def up(
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Start in the background and return when it serves.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Start in the background and return when it serves.")
+    ] = False,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Start haneul. Instances that ran before are found again.
@@ -140,13 +145,15 @@ def up(
         _lifecycle.up(settings, ready_fd)
         return
     _lifecycle.start_detached(settings)
-    out.print(f"haneul serves on {settings.endpoint}; `eval \"$(haneul env)\"` points AWS tools at it", highlight=False)
+    out.print(f'haneul serves on {settings.endpoint}; `eval "$(haneul env)"` points AWS tools at it', highlight=False)
 
 
 @app.command()
 def down(
     instances: Annotated[bool, typer.Option("--instances", help="Shut the instances down too.")] = False,
-    purge: Annotated[bool, typer.Option("--purge", help="Remove every trace: instances, networks, images, data.")] = False,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove every trace: instances, networks, images, data.")
+    ] = False,
 ) -> None:
     """Stop haneul. Instances go on, unless you say otherwise.
 
@@ -204,10 +211,14 @@ def _virtualized(accelerator: str) -> str:
 
 
 def _show_status(found: dict[str, Any]) -> None:
-    out.print(f"[bold]haneul[/] serves on {found['endpoint']} (auth {found['auth']}, drivers {found['drivers']}, uplink {found['uplink']})")
+    out.print(
+        f"[bold]haneul[/] serves on {found['endpoint']} (auth {found['auth']}, drivers {found['drivers']}, uplink {found['uplink']})"
+    )
     for server in found["servers"]:
         used, total = server["reserved_memory_mib"], server["memory_mib"]
-        out.print(f"{server['server']} ({server['hostname']}): {used} of {total} MiB and {server['reserved_vcpus']} of {server['vcpus']} vCPUs promised")
+        out.print(
+            f"{server['server']} ({server['hostname']}): {used} of {total} MiB and {server['reserved_vcpus']} of {server['vcpus']} vCPUs promised"
+        )
         for name, why in server["accelerators"].items():
             out.print(f"  {name}: {why or 'usable'}", highlight=False)
     table = Table("instance", "state", "type", "image", "virtualized", "doing", "private", "public", "region")
@@ -242,7 +253,7 @@ def env() -> None:
     print("unset AWS_PROFILE AWS_SESSION_TOKEN")
     here = str(Path(sys.executable).parent)
     if here not in os.environ.get("PATH", "").split(os.pathsep):
-        print(f"export PATH={shlex.quote(here)}:\"$PATH\"")
+        print(f'export PATH={shlex.quote(here)}:"$PATH"')
 
 
 @app.command("config")
@@ -343,7 +354,9 @@ def _tags(one: dict[str, Any]) -> dict[str, str]:
 def _user(ec2: Any, instance: dict[str, Any]) -> str:
     """Who logs in to instances of this image: the image says so in a tag."""
     stand_in = _tags(instance).get("aws:haneul:stands-in", "").partition(" ")[0]
-    wanted = {"Name": "name", "Values": [stand_in]} if stand_in else {"Name": "image-id", "Values": [instance["ImageId"]]}
+    wanted = (
+        {"Name": "name", "Values": [stand_in]} if stand_in else {"Name": "image-id", "Values": [instance["ImageId"]]}
+    )
     images = ec2.describe_images(Filters=[wanted])["Images"]
     return _tags(images[0]).get("aws:haneul:user", "root") if images else "root"
 
@@ -404,12 +417,16 @@ def _wait_for_ssh(ec2: Any, instance_id: str, say: Callable[[str], None]) -> dic
             return instance
         elapsed = time.monotonic() - began
         if elapsed > SSH_SECONDS:
-            raise SettingsError(f"{instance_id} does not answer by SSH after {elapsed:.0f} s; `haneul console {instance_id}` shows what it says")
+            raise SettingsError(
+                f"{instance_id} does not answer by SSH after {elapsed:.0f} s; `haneul console {instance_id}` shows what it says"
+            )
         say(f"{instance_id} {state}, {elapsed:.0f} s: {_last_line(ec2, instance_id) or 'the firmware is starting'}")
         time.sleep(1.0)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False})
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 def ssh(
     instance: Annotated[str, typer.Argument(help="Id, Name tag or address of an instance.")],
     command: Annotated[list[str] | None, typer.Argument(help="A command to run there.")] = None,
@@ -505,7 +522,7 @@ def _attach(path: Path) -> None:
 # --- images -------------------------------------------------------------------------------------------
 
 
-class _progress:  # noqa: N801 - reads as a function where it is used
+class _progress:
     """A line that changes, on a terminal; nothing in a pipe."""
 
     def __init__(self, every: bool = False) -> None:
@@ -570,7 +587,11 @@ def image_rm(name: Annotated[str, typer.Argument(help="The image's name.")]) -> 
     """Remove a built image. Instances that were launched from it lose their base: terminate them first."""
     settings = config.load()
     found = _status(settings)
-    users = [one["instance"] for one in (found or {"instances": []})["instances"] if one["image"] == name and one["state"] != "terminated"]
+    users = [
+        one["instance"]
+        for one in (found or {"instances": []})["instances"]
+        if one["image"] == name and one["state"] != "terminated"
+    ]
     if users:
         raise SettingsError(f"instances are made of {name}: {', '.join(users)}; terminate them first")
     _lifecycle.images(settings).remove(name)
@@ -584,7 +605,7 @@ token=$(curl -sf -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169
 id=$(curl -sf -H "X-aws-ec2-metadata-token: $token" http://169.254.169.254/latest/meta-data/instance-id)
 echo "kernel        $(uname -a)"
 echo "instance id   $id (from its own metadata service)"
-echo "cloud-init    $(cloud-init status 2>/dev/null | sed 's/^status: //')"
+echo "cloud-init    $(cloud-init status --wait 2>/dev/null | tail -n 1 | sed 's/^status: //')"
 echo "virtualized   $(systemd-detect-virt 2>/dev/null || echo unknown), $(cat /sys/class/dmi/id/sys_vendor) $(cat /sys/class/dmi/id/product_name)"
 """
 
@@ -638,7 +659,12 @@ def _quickstart_instance(ec2: Any, ami: str, instance_type: str) -> dict[str, An
     group = _quickstart_group(ec2)
     tags = [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": QUICKSTART}]}]
     answer = ec2.run_instances(
-        ImageId=ami, InstanceType=instance_type, MinCount=1, MaxCount=1, SecurityGroupIds=[group], TagSpecifications=tags
+        ImageId=ami,
+        InstanceType=instance_type,
+        MinCount=1,
+        MaxCount=1,
+        SecurityGroupIds=[group],
+        TagSpecifications=tags,
     )
     instance: dict[str, Any] = answer["Instances"][0]
     _step(f"instance {instance['InstanceId']} ({instance_type}), launched through the EC2 API")

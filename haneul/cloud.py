@@ -28,7 +28,6 @@ from haneul.model.image import CatalogueImage
 from haneul.reconcile.assign import Signer
 from haneul.reconcile.control import Control
 from haneul.services import ec2, sts
-from haneul.services.context import Caller
 from haneul.services.dispatch import Cloud
 from haneul.services.ec2.instance_views import state_of
 from haneul.store import tables
@@ -162,9 +161,7 @@ def _first_account(store: Store, settings: Settings, identity: Identity) -> None
             tx.insert(tables.accounts, id=settings.account, name="default", created=time.time())
         row = tx.get(tables.access_keys, access_key)
         if row is None:
-            tx.insert(
-                tables.access_keys, id=access_key, account=settings.account, secret=secret, created=time.time()
-            )
+            tx.insert(tables.access_keys, id=access_key, account=settings.account, secret=secret, created=time.time())
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -39,7 +39,9 @@ class Settings:
     port: int = _setting(4566, "port of the API")
     auth: Literal["signed", "open"] = _setting("signed", "`open` accepts any credentials, on loopback only")
     drivers: Literal["auto", "fake"] = _setting("auto", "`fake` runs the whole cloud without any guest")
-    accelerator: Literal["auto", "tcg", "kvm"] = _setting("auto", "`auto` uses KVM where a probe has booted a guest with it")
+    accelerator: Literal["auto", "tcg", "kvm"] = _setting(
+        "auto", "`auto` uses KVM where a probe has booted a guest with it"
+    )
     generation_fallback: Literal["emulate", "refuse"] = _setting(
         "emulate", "HVM types on a server without KVM: run them emulated, or refuse them"
     )

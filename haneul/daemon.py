@@ -46,6 +46,8 @@ def log_to_file(data: Path) -> None:
     handler = logging.handlers.RotatingFileHandler(log_path(data), maxBytes=4 << 20, backupCount=2)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for name in ("alembic", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def start_detached(data: Path) -> None:

@@ -116,7 +116,10 @@ class Agent:
             tuple(self._problems),
         )
         await self.link.report(report)
-        return any(one.power in ("starting", "stopping") or (one.power == "running" and one.reachable is None) for one in reports)
+        return any(
+            one.power in ("starting", "stopping") or (one.power == "running" and one.reachable is None)
+            for one in reports
+        )
 
     async def _tolerate(self, what: str, work: Awaitable[None]) -> None:
         """One part's failure does not keep the others from being made so."""
@@ -156,8 +159,7 @@ class Agent:
 
     async def _absent(self, spec: MachineSpec) -> MachineReport:
         self._health.pop(spec.instance_id, None)
-        report = await self.drivers.machines.ensure_absent(spec.instance_id)
-        return report
+        return await self.drivers.machines.ensure_absent(spec.instance_id)
 
     def _failed(self, spec: MachineSpec, error: Exception) -> MachineReport:
         """Trying again is the next pass's work, a few times; then the launch has failed and says why."""

@@ -131,7 +131,9 @@ async def authenticate(call: Call) -> None:
         call.caller = _anyone(call.app, scope)
         return
     if scope is None:
-        raise CloudError("AuthFailure", "AWS was not able to validate the provided access credentials (the request is not signed)")
+        raise CloudError(
+            "AuthFailure", "AWS was not able to validate the provided access credentials (the request is not signed)"
+        )
     now = dt.datetime.fromtimestamp(call.app.clock(), dt.UTC)
     identities = call.app.identities
     secret = await to_thread.run_sync(identities.secret_of, scope.access_key)
@@ -161,7 +163,10 @@ async def find_operation(call: Call) -> None:
     target = call.request.headers.get("x-amz-target")
     service = call.scope.service if call.scope else ("sts" if names.get("Version") == "2011-06-15" else "ec2")
     if service not in SERVICES or target:
-        raise CloudError("UnsupportedOperation", f"haneul does not have the service {service} ({action or target or call.request.url.path}).")
+        raise CloudError(
+            "UnsupportedOperation",
+            f"haneul does not have the service {service} ({action or target or call.request.url.path}).",
+        )
     call.service = service
     if not action:
         raise CloudError("MissingAction", "The request must contain the parameter Action")
@@ -212,8 +217,8 @@ async def _serve(call: Call) -> tuple[int, bytes]:
         return 400, b""
     except Exception:
         log.exception("request %s: %s failed", call.request_id, call.operation and call.operation.name)
-        error = CloudError("InternalError", "An internal error has occurred; haneul's log has the details.")
-        return error.status, protocol.serialise_error(_error_protocol(call), error, call.request_id)
+        fault = CloudError("InternalError", "An internal error has occurred; haneul's log has the details.")
+        return fault.status, protocol.serialise_error(_error_protocol(call), fault, call.request_id)
 
 
 def _error_protocol(call: Call) -> str:
@@ -233,5 +238,8 @@ def make_app(api: Api, extra: list[Any] | None = None) -> Starlette:
         headers = {"x-amzn-RequestId": call.request_id, "Server": f"haneul/{__version__}"}
         return Response(body, status, headers, media_type=_XML)
 
-    routes = [*(extra or []), Route("/{path:path}", endpoint, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])]
+    routes = [
+        *(extra or []),
+        Route("/{path:path}", endpoint, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]),
+    ]
     return Starlette(routes=routes)

@@ -10,6 +10,7 @@ import base64
 import binascii
 import datetime as dt
 import re
+import typing
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -26,12 +27,15 @@ _MAX_DEPTH = 24
 #: Enumerations that haneul does not take from the model: its own families are instance types too, and an
 #: unknown type has an error of its own.
 _OPEN_ENUMS = frozenset({"InstanceType"})
-_PARAMETERS_OF_EVERY_CALL = frozenset({"Action", "Version", "SignatureVersion", "SignatureMethod", "Timestamp", "AWSAccessKeyId"})
+_PARAMETERS_OF_EVERY_CALL = frozenset(
+    {"Action", "Version", "SignatureVersion", "SignatureMethod", "Timestamp", "AWSAccessKeyId"}
+)
 
 
 @cache
 def service_model(service: str) -> ServiceModel:
-    return botocore.session.get_session().get_service_model(service)
+    model: ServiceModel = botocore.session.get_session().get_service_model(service)
+    return model
 
 
 @cache
@@ -48,7 +52,8 @@ def operation_model(service: str, name: str) -> OperationModel:
 
 @cache
 def _operation(service: str, name: str) -> OperationModel:
-    return service_model(service).operation_model(name)
+    model: OperationModel = service_model(service).operation_model(name)
+    return model
 
 
 # --- requests ---------------------------------------------------------------------------------------
@@ -94,7 +99,7 @@ class _Parser:
         self.service = service
         self.protocol = service_model(service).protocol
 
-    def structure(self, shape: Shape, node: Any, path: str) -> dict[str, Any]:
+    def structure(self, shape: StructureShape, node: Any, path: str) -> dict[str, Any]:
         if not isinstance(node, dict):
             if node == "":
                 return {}
@@ -118,14 +123,14 @@ class _Parser:
     def value(self, shape: Shape, node: Any, path: str) -> Any:
         kind = shape.type_name
         if kind == "structure":
-            return self.structure(shape, node, path)
+            return self.structure(typing.cast(StructureShape, shape), node, path)
         if kind == "list":
-            return self.list(shape, node, path)
+            return self.list(typing.cast(ListShape, shape), node, path)
         if isinstance(node, dict):
             raise CloudError("InvalidParameterValue", f"The parameter {path} is a value; a structure was given.")
         return _scalar(shape, node, path)
 
-    def list(self, shape: Shape, node: Any, path: str) -> list[Any]:
+    def list(self, shape: ListShape, node: Any, path: str) -> list[Any]:
         if node == "":
             return []
         if not isinstance(node, dict):
@@ -252,21 +257,21 @@ class _Serialiser:
 
     def writer(self, shape: Shape) -> Write:
         if shape.type_name == "structure":
-            return self._named(shape, self._structure)
+            return self._named(typing.cast(StructureShape, shape))
         if shape.type_name == "list":
-            return self._list(shape)
+            return self._list(typing.cast(ListShape, shape))
         text = _text_of(shape)
         return lambda value, out: out.append(text(value))
 
-    def _named(self, shape: Shape, make: Callable[[Shape], Write]) -> Write:
+    def _named(self, shape: StructureShape) -> Write:
         name = shape.name
         if name not in self.writers:
             # A shape may contain itself: what is written here looks the writer up when it runs.
-            self.writers[name] = lambda value, out: self.writers[name](value, out)
-            self.writers[name] = make(shape)
+            self.writers[name] = lambda value, out: self.writers[name](value, out)  # noqa: PLW0108
+            self.writers[name] = self._structure(shape)
         return self.writers[name]
 
-    def _structure(self, shape: Shape) -> Write:
+    def _structure(self, shape: StructureShape) -> Write:
         members = [
             (name, f"<{wire}>", f"</{wire}>", self.writer(member))
             for name, member in shape.members.items()
@@ -283,7 +288,7 @@ class _Serialiser:
 
         return write
 
-    def _list(self, shape: Shape) -> Write:
+    def _list(self, shape: ListShape) -> Write:
         default = "item" if service_model(self.service).protocol == "ec2" else "member"
         wire = shape.member.serialization.get("name", default)
         opening, closing, inner = f"<{wire}>", f"</{wire}>", self.writer(shape.member)
@@ -331,7 +336,7 @@ def serialise_error(protocol: str, error: CloudError, request_id: str) -> bytes:
     if protocol == "query":
         side = "Receiver" if error.status >= 500 else "Sender"
         body = (
-            f'<ErrorResponse><Error><Type>{side}</Type><Code>{code}</Code><Message>{message}</Message></Error>'
+            f"<ErrorResponse><Error><Type>{side}</Type><Code>{code}</Code><Message>{message}</Message></Error>"
             f"<RequestId>{request_id}</RequestId></ErrorResponse>"
         )
     else:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute  # type: ignore[attr-defined]
 from pyroute2.netlink.exceptions import NetlinkError
 
 from haneul.drivers import dnsmasq, locks, netns, nftables
@@ -393,8 +393,6 @@ def _route_public(port: str, wanted: list[str]) -> None:
             routes.route("del", dst=f"{address}/32", oif=index)
         for address in set(wanted) - present:
             routes.route("replace", dst=f"{address}/32", oif=index, gateway=_VPC_SIDE, flags=["onlink"])
-
-
 
 
 def _open_tap(nic: NicSpec) -> int:

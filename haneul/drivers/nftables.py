@@ -182,7 +182,9 @@ def difference(loaded: Ruleset, wanted: Ruleset) -> str:
 
 def _changes(loaded: Ruleset, wanted: Ruleset) -> list[str]:
     """In an order that never refers to what is not there: make, empty, fill, remove."""
-    made = [f"add set ip vpc {name} {{ type {kind}; }}" for name, kind in wanted.sets.items() if name not in loaded.sets]
+    made = [
+        f"add set ip vpc {name} {{ type {kind}; }}" for name, kind in wanted.sets.items() if name not in loaded.sets
+    ]
     made += [f"add chain ip vpc {name}" for name in wanted.chains if name not in loaded.chains]
     filled: list[str] = []
     for name, rules in wanted.chains.items():

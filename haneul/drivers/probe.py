@@ -88,8 +88,8 @@ async def boots(kernel: Path, accelerator: str, deadline: float = DEADLINE) -> s
                 while MARKER not in seen:
                     data = await process.stdout.read(4096)
                     if not data:
-                        said = (await process.stderr.read()).decode(errors="replace").strip()
-                        return f"QEMU ended: {said[-300:] or 'it said nothing'}"
+                        said = " ".join((await process.stderr.read()).decode(errors="replace").split())
+                        return f"QEMU ended: {said[:120] or 'it said nothing'}"
                     seen = seen[-8192:] + data
                 return ""
         except TimeoutError:

@@ -352,7 +352,9 @@ class QemuMachines:
 
     async def power_off(self, seconds: int) -> None:
         """Every machine, orderly, in at most `seconds`. Used when haneul itself is not running."""
-        while running := [one for one, found in (await self.observe()).items() if found.power in ("running", "stopping")]:
+        while running := [
+            one for one, found in (await self.observe()).items() if found.power in ("running", "stopping")
+        ]:
             await asyncio.gather(*(self._end(one, "stop", seconds, force=False) for one in running))
             await asyncio.sleep(0.2)
 

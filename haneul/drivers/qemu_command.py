@@ -127,7 +127,18 @@ def command(
     """
     out = [BINARY, "-nodefaults", "-no-user-config", "-name", f"guest={spec.instance_id}", "-machine", "q35"]
     out += [*_engine(accelerator), "-smp", str(spec.vcpus), "-m", f"{spec.memory_mib}M", "-rtc", "base=utc"]
-    out += ["-action", "reboot=shutdown", "-display", "none", "-device", "VGA", "-boot", "strict=on", "-sandbox", SANDBOX]
+    out += [
+        "-action",
+        "reboot=shutdown",
+        "-display",
+        "none",
+        "-device",
+        "VGA",
+        "-boot",
+        "strict=on",
+        "-sandbox",
+        SANDBOX,
+    ]
     out += _smbios(spec)
     out += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
     for index, disk in enumerate(spec.disks):
@@ -136,7 +147,12 @@ def command(
         out += ["-netdev", f"tap,id=net{index},fd={taps[nic.interface_id]}"]
         out += ["-device", f"virtio-net-pci,netdev=net{index},id=nic{index},mac={nic.mac},romfile="]
     out += ["-chardev", "stdio,id=events,signal=off", "-mon", "chardev=events,mode=control"]
-    out += ["-chardev", f"socket,id=qmp,path={_comma(places.qmp)},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
+    out += [
+        "-chardev",
+        f"socket,id=qmp,path={_comma(places.qmp)},server=on,wait=off",
+        "-mon",
+        "chardev=qmp,mode=control",
+    ]
     log = f"logfile={_comma(places.console_log)},logappend=on"
     out += ["-chardev", f"socket,id=console,path={_comma(places.console)},server=on,wait=off,{log}"]
     out += ["-serial", "chardev:console"]

@@ -175,5 +175,3 @@ class Report:
     facts: ServerFacts
     machines: tuple[MachineReport, ...] = ()
     problems: tuple[str, ...] = ()
-
-

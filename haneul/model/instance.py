@@ -64,9 +64,7 @@ def state(desired: Desired, observed: Observed | None) -> State:
 
 def ended_by_itself(desired: Desired, observed: Observed) -> bool:
     """The machine that should run has ended without an order: its guest powered off, it crashed, or it never began."""
-    return (
-        desired.power == "running" and observed.power == "off" and observed.boot_count == desired.boot_count
-    )
+    return desired.power == "running" and observed.power == "off" and observed.boot_count == desired.boot_count
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,26 @@ from typing import Literal
 Generation = Literal["hvm"]
 
 #: size -> vCPUs of a type of the given size in the families that scale by powers of two.
-_LARGE = {"large": 2, "xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32, "12xlarge": 48, "16xlarge": 64, "24xlarge": 96}
+_LARGE = {
+    "large": 2,
+    "xlarge": 4,
+    "2xlarge": 8,
+    "4xlarge": 16,
+    "8xlarge": 32,
+    "12xlarge": 48,
+    "16xlarge": 64,
+    "24xlarge": 96,
+}
 _BURST_VCPUS = {"nano": 2, "micro": 2, "small": 2, "medium": 2, "large": 2, "xlarge": 4, "2xlarge": 8}
-_BURST_MIB = {"nano": 512, "micro": 1024, "small": 2048, "medium": 4096, "large": 8192, "xlarge": 16384, "2xlarge": 32768}
+_BURST_MIB = {
+    "nano": 512,
+    "micro": 1024,
+    "small": 2048,
+    "medium": 4096,
+    "large": 8192,
+    "xlarge": 16384,
+    "2xlarge": 32768,
+}
 _T2_VCPUS = _BURST_VCPUS | {"nano": 1, "micro": 1, "small": 1}
 
 #: size -> (network interfaces, IPv4 addresses of each) (AWS, "IP addresses per network interface").

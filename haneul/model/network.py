@@ -50,14 +50,20 @@ def normal_ports(protocol: str, from_port: int | None, to_port: int | None) -> t
     if protocol in ("icmp", "icmpv6"):
         return (-1 if from_port is None else from_port), (-1 if to_port is None else to_port)
     if from_port is None or to_port is None:
-        raise CloudError("InvalidParameterValue", f"Invalid value 'Must specify both from and to ports with {protocol.upper()}' for portRange.")
+        raise CloudError(
+            "InvalidParameterValue",
+            f"Invalid value 'Must specify both from and to ports with {protocol.upper()}' for portRange.",
+        )
     if (from_port, to_port) == (-1, -1):
         return 0, 65535
     for port in (from_port, to_port):
         if not 0 <= port <= 65535:
             raise CloudError("InvalidParameterValue", f"Invalid value '{port}' for port. Must be between 0 and 65535.")
     if from_port > to_port:
-        raise CloudError("InvalidParameterValue", f"Invalid TCP/UDP port range ({from_port}:{to_port})" if from_port else "Invalid port range")
+        raise CloudError(
+            "InvalidParameterValue",
+            f"Invalid TCP/UDP port range ({from_port}:{to_port})" if from_port else "Invalid port range",
+        )
     return from_port, to_port
 
 

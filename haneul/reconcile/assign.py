@@ -188,7 +188,13 @@ def _group(world: _World, group: str) -> GroupSpec:
 
 def _rule(row: Row) -> Rule:
     return Rule(
-        row["direction"], row["protocol"], row["from_port"], row["to_port"], row["cidr"], row["cidr6"], row["peer_group"]
+        row["direction"],
+        row["protocol"],
+        row["from_port"],
+        row["to_port"],
+        row["cidr"],
+        row["cidr6"],
+        row["peer_group"],
     )
 
 

@@ -50,12 +50,8 @@ def ensure(tx: Transaction, account: str, region: str, now: float, new_id: NewId
     main = {"Main": True, "RouteTableAssociationId": new_id("rtbassoc")}
     add(tables.route_tables, "rtb", vpc_id=vpc, main=True, routes=routes, associations=[main])
     associations = [{"NetworkAclAssociationId": new_id("aclassoc"), "SubnetId": subnet} for subnet in subnets]
-    add(
-        tables.network_acls, "acl", vpc_id=vpc, is_default=True, entries=_acl_entries(), associations=associations
-    )
-    group = add(
-        tables.security_groups, "sg", vpc_id=vpc, name="default", description="default VPC security group"
-    )
+    add(tables.network_acls, "acl", vpc_id=vpc, is_default=True, entries=_acl_entries(), associations=associations)
+    group = add(tables.security_groups, "sg", vpc_id=vpc, name="default", description="default VPC security group")
     every = {"group_id": group, "protocol": "-1", "from_port": -1, "to_port": -1}
     add(tables.security_group_rules, "sgr", **every, direction="ingress", peer_group=group)
     add(tables.security_group_rules, "sgr", **every, direction="egress", cidr=_ANYWHERE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +127,7 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """Commits at the end of the block; any exception undoes everything."""
-        if self._sqlite:
-            with self._writer:
-                tx = yield from self._write()
-        else:
-            tx = yield from self._write()
-        if tx.wakes:
-            for listener in self._listeners:
-                listener()
-
-    def _write(self) -> Iterator[Transaction]:
-        with self.engine.connect() as connection:
+        with self._writer if self._sqlite else nullcontext(), self.engine.connect() as connection:
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             tx = Transaction(connection, writable=True)
@@ -149,7 +139,9 @@ class Store:
             except BaseException:
                 connection.rollback()
                 raise
-            return tx
+        if tx.wakes:
+            for listener in self._listeners:
+                listener()
 
     def migrate(self) -> None:
         """Bring the schema to this version of haneul (alembic; nothing to do costs one query)."""

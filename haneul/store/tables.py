@@ -6,8 +6,20 @@ from agents' reports only, all others by the EC2 operations and the reconciler.
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
-from sqlalchemy import UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData()
 
@@ -73,7 +85,9 @@ servers = Table(
 )
 
 #: One row: `revision` is raised by every commit that an agent may have to act on.
-revision = Table("revision", metadata, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False))
+revision = Table(
+    "revision", metadata, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False)
+)
 
 client_tokens = Table(
     "client_tokens",

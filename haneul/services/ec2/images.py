@@ -197,7 +197,9 @@ def describe_images(ctx: Context, params: Input) -> Output:
     users = params.get("ExecutableUsers", ())
     if users:
         items = [item for item in items if ("all" in users and item["Public"]) or "self" in users]
-    shown, token = page(ctx, params, matching(params, items, _FILTERS), lambda item: item["ImageId"], ids="ImageIds", least=1)
+    shown, token = page(
+        ctx, params, matching(params, items, _FILTERS), lambda item: item["ImageId"], ids="ImageIds", least=1
+    )
     return {"Images": shown, "NextToken": token}
 
 
@@ -251,7 +253,10 @@ def register_image(ctx: Context, params: Input) -> Output:
         raise invalid(params["Architecture"], "architecture", f"The snapshot holds {source['architecture']}.")
     size = ebs.get("VolumeSize", source["size_gib"])
     if size < source["size_gib"]:
-        raise CloudError("InvalidBlockDeviceMapping", f"Volume of size {size}GB is smaller than snapshot, expect size >= {source['size_gib']}GB")
+        raise CloudError(
+            "InvalidBlockDeviceMapping",
+            f"Volume of size {size}GB is smaller than snapshot, expect size >= {source['size_gib']}GB",
+        )
     wanted = tags.specified(params, "image", "snapshot").get("image", {})
     image_id = ctx.add(
         tables.images,
@@ -283,5 +288,3 @@ def deregister_image(ctx: Context, params: Input) -> Output:
     ctx.tx.delete(tables.images, id=image_id)
     tags.remove_all(ctx, image_id)
     return {"Return": True}
-
-

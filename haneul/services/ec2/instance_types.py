@@ -37,7 +37,11 @@ def _view(one: InstanceType) -> dict[str, Any]:
         },
         "MemoryInfo": {"SizeInMiB": one.memory_mib},
         "InstanceStorageSupported": False,
-        "EbsInfo": {"EbsOptimizedSupport": "default" if nitro else "unsupported", "EncryptionSupport": "unsupported", "NvmeSupport": "unsupported"},
+        "EbsInfo": {
+            "EbsOptimizedSupport": "default" if nitro else "unsupported",
+            "EncryptionSupport": "unsupported",
+            "NvmeSupport": "unsupported",
+        },
         "NetworkInfo": {
             "NetworkPerformance": "Up to 5 Gigabit" if nitro else "Low to Moderate",
             "MaximumNetworkInterfaces": one.interfaces,
@@ -126,9 +130,7 @@ def describe_instance_type_offerings(ctx: Context, params: Input) -> Output:
         "availability-zone-id": [zone_id(zone) for zone in zones(ctx.region)],
     }.get(kind, [])
     items = [
-        {"InstanceType": name, "LocationType": kind, "Location": place}
-        for name in instance_types()
-        for place in places
+        {"InstanceType": name, "LocationType": kind, "Location": place} for name in instance_types() for place in places
     ]
     known = {"location": "Location", "instance-type": "InstanceType"}
     wanted = matching(params, items, known, taggable=False)

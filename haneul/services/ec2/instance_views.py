@@ -21,9 +21,7 @@ def desired(row: Row) -> Desired:
 def observed(row: Row) -> Observed | None:
     if row["observed_power"] is None:
         return None
-    return Observed(
-        row["observed_power"], row["observed_boot_count"], row["observed_cause"], row["observed_detail"]
-    )
+    return Observed(row["observed_power"], row["observed_boot_count"], row["observed_cause"], row["observed_detail"])
 
 
 def state_of(row: Row) -> State:

@@ -367,7 +367,9 @@ def _attribute(ctx: Context, row: Row, name: str) -> dict[str, Any]:
         "rootDeviceName": lambda: {"RootDeviceName": {"Value": row["root_device"]}},
         "blockDeviceMapping": lambda: {"BlockDeviceMappings": views(ctx, [row])[0]["BlockDeviceMappings"]},
         "productCodes": lambda: {"ProductCodes": []},
-        "sourceDestCheck": lambda: {"SourceDestCheck": {"Value": interface["source_dest_check"] if interface else True}},
+        "sourceDestCheck": lambda: {
+            "SourceDestCheck": {"Value": interface["source_dest_check"] if interface else True}
+        },
         "groupSet": lambda: {"Groups": [{"GroupId": one} for one in (interface["groups"] if interface else ())]},
         "ebsOptimized": lambda: {"EbsOptimized": {"Value": row["ebs_optimized"]}},
         "sriovNetSupport": lambda: {"SriovNetSupport": {}},
@@ -508,5 +510,3 @@ def modify_instance_metadata_options(ctx: Context, params: Input) -> Output:
     options = launch.metadata_options(params, row["metadata_options"])
     ctx.tx.update(tables.instances, row["id"], metadata_options=options)
     return {"InstanceId": row["id"], "InstanceMetadataOptions": {"State": "pending", **options}}
-
-

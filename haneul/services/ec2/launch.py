@@ -18,7 +18,16 @@ from haneul.model.network import free_address, mac_address
 from haneul.model.region import zones
 from haneul.services import placement
 from haneul.services.context import Context, Input, Output, ec2
-from haneul.services.ec2 import images, instance_types, instance_views, keypairs, networks, security_groups, tags, volumes
+from haneul.services.ec2 import (
+    images,
+    instance_types,
+    instance_views,
+    keypairs,
+    networks,
+    security_groups,
+    tags,
+    volumes,
+)
 from haneul.store import tables
 from haneul.store.database import Row
 
@@ -73,7 +82,9 @@ def run_instances(ctx: Context, params: Input) -> Output:
     if least > most:
         raise invalid(least, "MinCount", "It is greater than MaxCount.")
     if most > MAX_COUNT:
-        raise CloudError("InstanceLimitExceeded", f"You have requested more instances ({most}) than the {MAX_COUNT} of one call.")
+        raise CloudError(
+            "InstanceLimitExceeded", f"You have requested more instances ({most}) than the {MAX_COUNT} of one call."
+        )
     launch = _read(ctx, params)
     if launch.address and most > 1:
         raise combination("A private address can be given to one instance only.")
@@ -95,7 +106,9 @@ def _read(ctx: Context, params: Input) -> _Launch:
             raise CloudError("UnsupportedOperation", f"haneul does not have {what} yet (parameter {name}).")
     if params.get("IamInstanceProfile"):
         profile = params["IamInstanceProfile"]
-        raise invalid(profile.get("Name") or profile.get("Arn"), "iamInstanceProfile", "Invalid IAM Instance Profile name")
+        raise invalid(
+            profile.get("Name") or profile.get("Arn"), "iamInstanceProfile", "Invalid IAM Instance Profile name"
+        )
     if not params.get("ImageId"):
         raise missing("ImageId")
     image, stands_in = images.find(ctx, params["ImageId"])
@@ -112,7 +125,7 @@ def _read(ctx: Context, params: Input) -> _Launch:
         subnet=subnet,
         groups=groups,
         address=_address(ctx, params, interface, subnet),
-        wants_public=interface.get("AssociatePublicIpAddress", subnet["map_public"]),
+        wants_public=bool(interface.get("AssociatePublicIpAddress", subnet["map_public"])),
         interface=interface,
         volumes=_volumes(image, params),
         key=keypairs.find(ctx, params["KeyName"]) if params.get("KeyName") else None,
@@ -145,7 +158,9 @@ def _interface(params: Input) -> dict[str, Any]:
         raise CloudError("UnsupportedOperation", "haneul does not launch with existing interfaces yet.")
     for name in ("SubnetId", "SecurityGroupIds", "SecurityGroups", "PrivateIpAddress"):
         if params.get(name):
-            raise combination("Network interfaces and an instance-level subnet ID, groups or address may not be specified on the same request")
+            raise combination(
+                "Network interfaces and an instance-level subnet ID, groups or address may not be specified on the same request"
+            )
     return one
 
 
@@ -219,7 +234,7 @@ def _volumes(image: Row, params: Input) -> list[_Volume]:
 def read_user_data(text: str) -> str:
     """Base64 user data, checked. Raises InvalidUserData.Malformed."""
     try:
-        decoded = base64.b64decode(text, validate=False if "\n" in text else True)
+        decoded = base64.b64decode(text, validate="\n" not in text)
     except (binascii.Error, ValueError):
         raise CloudError("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data.") from None
     if len(decoded) > MAX_USER_DATA:
@@ -308,7 +323,9 @@ def _add_interface(ctx: Context, launch: _Launch, instance: str) -> None:
     used = {row["address"] for row in ctx.tx.select(tables.interfaces, subnet_id=subnet["id"])}
     address = launch.address or free_address(subnet["cidr"], used, interface)
     if address is None:
-        raise CloudError("InsufficientFreeAddressesInSubnet", f"There are not enough free addresses in subnet '{subnet['id']}'.")
+        raise CloudError(
+            "InsufficientFreeAddressesInSubnet", f"There are not enough free addresses in subnet '{subnet['id']}'."
+        )
     ctx.tx.insert(
         tables.interfaces,
         id=interface,

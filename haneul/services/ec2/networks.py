@@ -370,7 +370,9 @@ def default_subnet(ctx: Context, zone: str | None) -> Row:
     if zone:
         rows = [row for row in rows if row["zone"] == zone]
         if not rows:
-            raise invalid(zone, "availabilityZone", f"Subnets can currently only be created in the zones of {ctx.region}.")
+            raise invalid(
+                zone, "availabilityZone", f"Subnets can currently only be created in the zones of {ctx.region}."
+            )
     if not rows:
         raise CloudError("MissingInput", "No subnets found for the default VPC. Please specify a subnet.")
     return rows[0]

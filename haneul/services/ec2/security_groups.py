@@ -54,7 +54,9 @@ def _check_form(ids: Iterable[str]) -> None:
 def find_by_name(ctx: Context, name: str, vpc_id: str) -> Row:
     rows = ctx.own(tables.security_groups, name=name, vpc_id=vpc_id)
     if not rows:
-        raise CloudError("InvalidGroup.NotFound", f"The security group '{name}' does not exist in default VPC '{vpc_id}'")
+        raise CloudError(
+            "InvalidGroup.NotFound", f"The security group '{name}' does not exist in default VPC '{vpc_id}'"
+        )
     return rows[0]
 
 
@@ -117,7 +119,13 @@ def _rules(ctx: Context, params: Input, group: Row, direction: Direction) -> Ite
 
 def rule_of(row: Row) -> Rule:
     return Rule(
-        row["direction"], row["protocol"], row["from_port"], row["to_port"], row["cidr"], row["cidr6"], row["peer_group"]
+        row["direction"],
+        row["protocol"],
+        row["from_port"],
+        row["to_port"],
+        row["cidr"],
+        row["cidr6"],
+        row["peer_group"],
     )
 
 
@@ -157,7 +165,13 @@ def _permission_views(ctx: Context, rows: Iterable[Row]) -> list[dict[str, Any]]
         key = (row["protocol"], row["from_port"], row["to_port"])
         view = grouped.setdefault(
             key,
-            {"IpProtocol": row["protocol"], "IpRanges": [], "Ipv6Ranges": [], "PrefixListIds": [], "UserIdGroupPairs": []},
+            {
+                "IpProtocol": row["protocol"],
+                "IpRanges": [],
+                "Ipv6Ranges": [],
+                "PrefixListIds": [],
+                "UserIdGroupPairs": [],
+            },
         )
         if row["protocol"] in ("tcp", "udp", "icmp", "icmpv6"):
             view |= {"FromPort": row["from_port"], "ToPort": row["to_port"]}
@@ -179,9 +193,15 @@ def create_security_group(ctx: Context, params: Input) -> Output:
     name, description = params["GroupName"], params["Description"]
     for value, parameter in ((name, "groupName"), (description, "GroupDescription")):
         if not _NAME.match(value):
-            raise CloudError("InvalidParameterValue", f"Value ({value[:260]}) for parameter {parameter} is invalid. Character sets beyond ASCII are not supported.")
+            raise CloudError(
+                "InvalidParameterValue",
+                f"Value ({value[:260]}) for parameter {parameter} is invalid. Character sets beyond ASCII are not supported.",
+            )
     if name.startswith("sg-"):
-        raise CloudError("InvalidParameterValue", f"Value ({name}) for parameter groupName is invalid. Group names may not be in the format sg-*.")
+        raise CloudError(
+            "InvalidParameterValue",
+            f"Value ({name}) for parameter groupName is invalid. Group names may not be in the format sg-*.",
+        )
     vpc = find_vpc(ctx, params["VpcId"]) if params.get("VpcId") else default_vpc(ctx)
     if name == "default":
         raise CloudError("InvalidParameterValue", "Cannot use reserved security group name: default")
@@ -210,9 +230,13 @@ def create_security_group(ctx: Context, params: Input) -> Output:
 def delete_security_group(ctx: Context, params: Input) -> Output:
     group = _named(ctx, params)
     if group["name"] == "default":
-        raise CloudError("CannotDelete", f"the specified group: \"{group['id']}\" name: \"default\" cannot be deleted by a user")
+        raise CloudError(
+            "CannotDelete", f'the specified group: "{group["id"]}" name: "default" cannot be deleted by a user'
+        )
     used = any(group["id"] in row["groups"] for row in ctx.own(tables.interfaces, vpc_id=group["vpc_id"]))
-    peers = ctx.own(tables.security_group_rules, tables.security_group_rules.c.group_id != group["id"], peer_group=group["id"])
+    peers = ctx.own(
+        tables.security_group_rules, tables.security_group_rules.c.group_id != group["id"], peer_group=group["id"]
+    )
     if used or peers:
         raise CloudError("DependencyViolation", f"resource {group['id']} has a dependent object")
     for rule in ctx.own(tables.security_group_rules, group_id=group["id"]):
@@ -299,7 +323,7 @@ def revoke_security_group_egress(ctx: Context, params: Input) -> Output:
 
 
 def _permission_filters() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for prefix, field in (("ip-permission", "IpPermissions"), ("egress.ip-permission", "IpPermissionsEgress")):
         found |= {
             f"{prefix}.cidr": f"{field}.IpRanges.CidrIp",

@@ -20,7 +20,11 @@ _TABLES = {
     "vpc": (tables.vpcs, "InvalidVpcID.NotFound", "vpc ID"),
     "subnet": (tables.subnets, "InvalidSubnetID.NotFound", "subnet ID"),
     "security-group": (tables.security_groups, "InvalidGroup.NotFound", "security group ID"),
-    "security-group-rule": (tables.security_group_rules, "InvalidSecurityGroupRuleId.NotFound", "security group rule ID"),
+    "security-group-rule": (
+        tables.security_group_rules,
+        "InvalidSecurityGroupRuleId.NotFound",
+        "security group rule ID",
+    ),
     "route-table": (tables.route_tables, "InvalidRouteTableID.NotFound", "routeTable ID"),
     "internet-gateway": (tables.internet_gateways, "InvalidInternetGatewayID.NotFound", "internetGateway ID"),
     "network-acl": (tables.network_acls, "InvalidNetworkAclID.NotFound", "networkAcl ID"),
@@ -52,7 +56,9 @@ def check(tags: Iterable[dict[str, Any]]) -> dict[str, str]:
         if not key or len(key) > 128:
             raise CloudError("InvalidParameterValue", "Tag keys have 1 to 128 characters.")
         if key.lower().startswith("aws:"):
-            raise CloudError("InvalidParameterValue", f"Tag keys starting with 'aws:' are reserved for internal use: {key}")
+            raise CloudError(
+                "InvalidParameterValue", f"Tag keys starting with 'aws:' are reserved for internal use: {key}"
+            )
         if len(value) > 256:
             raise CloudError("InvalidParameterValue", f"Tag values have at most 256 characters: {key}")
         if key in wanted:
@@ -147,7 +153,12 @@ def _touch(ctx: Context, resource: str) -> None:
 @ec2
 def describe_tags(ctx: Context, params: Input) -> Output:
     items = [
-        {"ResourceId": row["resource_id"], "ResourceType": row["resource_type"], "Key": row["key"], "Value": row["value"]}
+        {
+            "ResourceId": row["resource_id"],
+            "ResourceType": row["resource_type"],
+            "Key": row["key"],
+            "Value": row["value"],
+        }
         for row in ctx.own(tables.tags)
     ]
     known = {"key": "Key", "value": "Value", "resource-id": "ResourceId", "resource-type": "ResourceType"}

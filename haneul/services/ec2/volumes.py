@@ -75,7 +75,13 @@ def describe_volumes(ctx: Context, params: Input) -> Output:
     rows = ctx.own(tables.volumes)
     wanted = params.get("VolumeIds", [])
     known = {row["id"] for row in rows}
-    require("vol", "InvalidVolumeID" if any(not one.startswith("vol-") for one in wanted) else "InvalidVolume", "volume", wanted, known)
+    require(
+        "vol",
+        "InvalidVolumeID" if any(not one.startswith("vol-") for one in wanted) else "InvalidVolume",
+        "volume",
+        wanted,
+        known,
+    )
     rows = [row for row in rows if not wanted or row["id"] in wanted]
     labels = tags.of(ctx, [row["id"] for row in rows])
     holders = ctx.tx.among(tables.instances, "id", [row["instance_id"] for row in rows if row["instance_id"]])
@@ -102,7 +108,9 @@ def check_mapping(ebs: dict[str, Any], least_gib: int, default_gib: int) -> dict
             f"Volume of size {size}GB is smaller than snapshot, expect size >= {least_gib}GB",
         )
     if size > MAX_GIB:
-        raise CloudError("InvalidParameterValue", f"Volume of {size}GiB is too large for volume type {kind}; maximum is {MAX_GIB}GiB")
+        raise CloudError(
+            "InvalidParameterValue", f"Volume of {size}GiB is too large for volume type {kind}; maximum is {MAX_GIB}GiB"
+        )
     return {
         "size_gib": size,
         "kind": kind,

@@ -1,0 +1,40 @@
+# What people type. `make run` and `make test` work from a fresh clone on Debian or Ubuntu with Python 3.11 and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Commands that need root; empty for root itself.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -E env PATH=$$PATH")
+
+.PHONY: run setup test test-slow check format lock clean
+
+run: setup  ## Set up, build the image, start haneul, launch an instance and ask it who it is
+	$(SUDO) $(BIN)/haneul quickstart
+
+setup: .venv/installed  ## System packages and the virtual environment; nothing to do costs nothing
+	@scripts/packages
+
+.venv/installed: requirements.lock pyproject.toml
+	@scripts/packages
+	@scripts/venv $(PYTHON)
+
+test: setup  ## Every test but the slow ones; real guests boot, in a network of their own
+	$(SUDO) scripts/test tests -m "not slow"
+
+test-slow: setup  ## What needs longer
+	$(SUDO) scripts/test tests -m slow
+
+check: .venv/installed  ## Linters, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .venv/installed  ## Choose versions anew and write requirements.lock
+	$(BIN)/uv pip compile -q --upgrade --group dev --group lock pyproject.toml --generate-hashes --universal --no-header -o requirements.lock
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
