@@ -245,6 +245,7 @@ class QemuMachines:
         try:
             os.fchown(events, 0, uid)
             os.fchmod(events, 0o640)
+            os.fchown(feed, uid, uid)  # the machine's shell opens it again by its number
             os.write(feed, qemu_command.CAPABILITIES.encode())
             self._children[instance_id] = subprocess.Popen(
                 qemu_command.lives(own, given, places, feed),

@@ -173,7 +173,7 @@ def lives(boots: list[str], given: list[str] | None, places: Places, feed: int) 
 code=$?
 while :; do
   case "$(grep '"SHUTDOWN"' {events} | tail -n 1)" in *'"guest-reset"'*) ;; *) exit $code ;; esac
-  printf '%s\\n' {shlex.quote(CAPABILITIES.strip())} >&{feed}
+  printf '%s\\n' {shlex.quote(CAPABILITIES.strip())} > /proc/self/fd/{feed}
   {shlex.join(boots)}
   code=$?
 done"""

@@ -1,0 +1,1 @@
+"""One suite for each driver interface, run over every driver."""

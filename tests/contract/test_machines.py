@@ -1,0 +1,188 @@
+"""The contract of `MachineDriver`, over the fake and over QEMU with the tiny image."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haneul.drivers import locks
+from haneul.drivers.fake import FakeDisks, FakeMachines, World
+from haneul.drivers.interface import DiskDriver, MachineDriver
+from haneul.drivers.qcow2 import Qcow2Disks, virtual_size
+from haneul.drivers.qemu import QemuMachines
+from haneul.model.assignment import DiskSpec, MachineReport, MachineSpec
+
+IMAGES = Path(os.environ.get("HANEUL_TEST_IMAGES", "/var/lib/haneul/images"))
+
+
+@dataclass
+class Server:
+    """A driver of machines, the disks it needs, and how to make it anew as after a crash of haneul."""
+
+    machines: MachineDriver
+    disks: DiskDriver
+    again: Callable[[], MachineDriver]
+    break_machine: Callable[[str], None]
+
+
+def _fake(directory: Path) -> Server:
+    world = World(directory / "world.db")
+
+    def crash(instance_id: str) -> None:
+        value = world.get("machine", instance_id)
+        world.put("machine", instance_id, value | {"power": "off", "cause": "crash", "detail": "a test broke it"})
+
+    return Server(FakeMachines(world), FakeDisks(world), lambda: FakeMachines(World(directory / "world.db")), crash)
+
+
+def _qemu(directory: Path) -> Server:
+    if os.geteuid() != 0 or shutil.which("qemu-system-x86_64") is None or not (IMAGES / "tiny").is_dir():
+        pytest.skip("QEMU machines need root, QEMU and the tiny image: run `make test`")
+    disks = Qcow2Disks(directory / "volumes", IMAGES)
+
+    def make() -> QemuMachines:
+        return QemuMachines(directory / "instances", disks.file, IMAGES, 0x6F000000, lambda: "tcg", lambda: None)
+
+    def kill(instance_id: str) -> None:
+        for pid in locks.holders(directory / "instances" / instance_id / "lock"):
+            os.kill(pid, 9)
+
+    return Server(make(), disks, make, kill)
+
+
+@pytest.fixture(params=["fake", "qemu"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    directory = Path(tempfile.mkdtemp(prefix="haneul-contract-", dir="/var/tmp"))
+    directory.chmod(0o711)
+    found = {"fake": _fake, "qemu": _qemu}[request.param](directory)
+    yield found
+
+    async def clean() -> None:
+        for one in await found.machines.observe():
+            await found.machines.ensure_absent(one)
+
+    asyncio.run(clean())
+    shutil.rmtree(directory)
+
+
+SPEC = MachineSpec(
+    instance_id="i-0123456789abcdef0",
+    power="running",
+    boot_count=1,
+    force=False,
+    stop_seconds=30,
+    vcpus=1,
+    memory_mib=256,
+    image="tiny",
+    instance_type="t3.nano",
+    generation="hvm",
+    uuid="ec2f0f4f-6e0c-4c57-9a9f-0a7d2a3b6c11",
+    disks=(DiskSpec("vol-0123456789abcdef0", "tiny", 1, "/dev/xvda"),),
+    nics=(),
+)
+
+
+async def _until(ask: Callable[[], Awaitable[MachineReport]], good: Callable[[MachineReport], bool]) -> MachineReport:
+    """Tell it again, as the agent's passes do, until it is so."""
+    async with asyncio.timeout(60):
+        while not good(report := await ask()):
+            await asyncio.sleep(0.05)
+        return report
+
+
+async def _run(server: Server, spec: MachineSpec = SPEC) -> MachineReport:
+    for disk in spec.disks:
+        await server.disks.ensure(disk)
+    return await _until(lambda: server.machines.ensure_running(spec, {}), lambda report: report.power == "running")
+
+
+def _async(test: Callable[..., Awaitable[None]]) -> Any:
+    def run(server: Server) -> None:
+        asyncio.run(test(server))
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@_async
+async def test_nothing_is_there_at_first(server: Server) -> None:
+    assert await server.machines.observe() == {}
+    assert server.machines.needs_taps(SPEC)
+
+
+@_async
+async def test_running_may_be_told_again(server: Server) -> None:
+    first = await _run(server)
+    assert (first.power, first.boot_count) == ("running", 1)
+    assert not server.machines.needs_taps(SPEC)
+    second = await server.machines.ensure_running(SPEC, {})
+    assert (second.power, second.boot_count) == ("running", 1)
+    assert set(await server.machines.observe()) == {SPEC.instance_id}
+
+
+@_async
+async def test_another_haneul_finds_what_runs(server: Server) -> None:
+    await _run(server)
+    after_a_crash = server.again()
+    found = (await after_a_crash.observe())[SPEC.instance_id]
+    assert (found.power, found.boot_count) == ("running", 1)
+    assert (await after_a_crash.ensure_running(SPEC, {})).power == "running"
+
+
+@_async
+async def test_forced_stop_and_start_again(server: Server) -> None:
+    await _run(server)
+    stop = replace(SPEC, power="stopped", force=True)
+    off = await _until(lambda: server.machines.ensure_stopped(stop), lambda report: report.power == "off")
+    assert off.cause == "ordered"
+    assert (await server.machines.ensure_stopped(stop)).power == "off", "told again"
+    again = replace(SPEC, boot_count=2)
+    assert server.machines.needs_taps(again)
+    assert (await _run(server, again)).boot_count == 2
+
+
+@_async
+async def test_a_machine_that_ended_by_itself_is_not_started_again(server: Server) -> None:
+    await _run(server)
+    server.break_machine(SPEC.instance_id)
+    report = await _until(lambda: server.machines.ensure_running(SPEC, {}), lambda report: report.power == "off")
+    assert report.cause == "crash" and report.detail
+    assert (await server.machines.ensure_running(SPEC, {})).power == "off"
+    assert (await _run(server, replace(SPEC, boot_count=2))).power == "running", "but it is when that is ordered"
+
+
+@_async
+async def test_absent_leaves_nothing_and_may_be_told_again(server: Server) -> None:
+    await _run(server)
+    for _ in range(2):
+        assert (await server.machines.ensure_absent(SPEC.instance_id)).power == "absent"
+        assert await server.machines.observe() == {}
+
+
+@_async
+async def test_stopping_what_never_was(server: Server) -> None:
+    report = await server.machines.ensure_stopped(replace(SPEC, power="stopped"))
+    assert report.power in ("off", "absent")
+
+
+@_async
+async def test_disks_are_made_once_and_go(server: Server) -> None:
+    (disk,) = SPEC.disks
+    await server.disks.ensure(disk)
+    await server.disks.ensure(disk)
+    assert await server.disks.observe() == {disk.volume_id}
+    if isinstance(server.disks, Qcow2Disks):
+        assert virtual_size(server.disks.file(disk.volume_id)) == disk.size_gib << 30
+        await server.disks.ensure(replace(disk, size_gib=2))
+        assert virtual_size(server.disks.file(disk.volume_id)) == 2 << 30
+    await server.disks.ensure_absent(disk.volume_id)
+    await server.disks.ensure_absent(disk.volume_id)
+    assert await server.disks.observe() == frozenset()
