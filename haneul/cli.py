@@ -83,7 +83,7 @@ def run(lifecycle: Lifecycle) -> int:
     global _lifecycle
     _lifecycle = lifecycle
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except SettingsError as error:
         err.print(f"haneul: {error}", markup=False, highlight=False, soft_wrap=True)
         return REFUSED
@@ -104,7 +104,7 @@ def run(lifecycle: Lifecycle) -> int:
             err.print(f"haneul: {message['Code']}: {message['Message']}", markup=False, highlight=False, soft_wrap=True)
             return NO
         raise
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _print_json(value: Any) -> None:

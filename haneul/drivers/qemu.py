@@ -294,9 +294,9 @@ class QemuMachines:
                 try:
                     return await client.execute(command, arguments or None)
                 finally:
-                    with contextlib.suppress(QMPError, OSError):
+                    with contextlib.suppress(QMPError, OSError, EOFError):
                         await client.disconnect()
-        except (QMPError, OSError, TimeoutError) as error:
+        except (QMPError, OSError, EOFError, TimeoutError) as error:
             raise DriverError(f"QMP {command}: {error or type(error).__name__}") from None
 
     # --- ending -----------------------------------------------------------------------------------------

@@ -256,7 +256,8 @@ def _authorize(ctx: Context, params: Input, direction: Direction) -> Output:
         if rule in present:
             raise CloudError("InvalidPermission.Duplicate", f'the specified rule "{_spell(rule)}" already exists')
         present.add(rule)
-        created.append(_insert_rule(ctx, group["id"], rule, description))
+        # Rules are shown in the order in which they were given.
+        created.append(_insert_rule(ctx, group["id"], rule, description, ctx.now + len(created) * 1e-6))
         tags.put(ctx, created[-1], wanted_tags)
     ctx.tx.update(tables.security_groups, group["id"])
     rows = {row["id"]: row for row in ctx.own(tables.security_group_rules, group_id=group["id"])}
@@ -264,10 +265,11 @@ def _authorize(ctx: Context, params: Input, direction: Direction) -> Output:
     return {"Return": True, "SecurityGroupRules": [_rule_view(ctx, rows[one], labels[one]) for one in created]}
 
 
-def _insert_rule(ctx: Context, group_id: str, rule: Rule, description: str) -> str:
+def _insert_rule(ctx: Context, group_id: str, rule: Rule, description: str, created: float) -> str:
     return ctx.add(
         tables.security_group_rules,
         "sgr",
+        created=created,
         group_id=group_id,
         direction=rule.direction,
         protocol=rule.protocol,
