@@ -46,7 +46,13 @@ def alone_on_this_network() -> None:
 def until_ssh(haneul: Haneul, address: str, user: str) -> None:
     """Until `ssh … true` returns: a port that is open, or a greeting, is not an answer yet."""
     key = haneul.data / "identity" / "ssh_key"
-    options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=5", "IdentitiesOnly=yes"]
+    options = [
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "LogLevel=ERROR",
+        "ConnectTimeout=5",
+        "IdentitiesOnly=yes",
+    ]
     command = ["ssh", "-i", str(key), *(part for one in options for part in ("-o", one)), f"{user}@{address}", "true"]
 
     def ask() -> bool:
@@ -54,7 +60,10 @@ def until_ssh(haneul: Haneul, address: str, user: str) -> None:
             connection.settimeout(10)
             if connection.recv(4) != b"SSH-":
                 return False
-        return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
+        return (
+            subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False).returncode
+            == 0
+        )
 
     eventually("SSH answers", ask, SECONDS, 0.02)
 
@@ -93,15 +102,26 @@ def by_hand(haneul: Haneul, parts: RealParts, instance: str, image: str, user: s
     owner = volume.stat().st_uid
     base = parts.disks.images / image / "disk.qcow2"
     size = str(qcow2_size(volume))
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(volume), size], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(volume), size], check=True
+    )
     os.chown(volume, owner, owner)
     tap = open_tap(parts, spec)
-    fields = [part.replace(part.rpartition("fd=")[2], str(tap)) if part.startswith("tap,") else part for part in command]
+    fields = [
+        part.replace(part.rpartition("fd=")[2], str(tap)) if part.startswith("tap,") else part for part in command
+    ]
     reading, feed = os.pipe()
     os.write(feed, qemu_command.CAPABILITIES.encode())
     began = time.monotonic()
     machine = subprocess.Popen(
-        fields, stdin=reading, stdout=subprocess.DEVNULL, pass_fds=(tap, feed), user=owner, group=owner, extra_groups=[], cwd="/"
+        fields,
+        stdin=reading,
+        stdout=subprocess.DEVNULL,
+        pass_fds=(tap, feed),
+        user=owner,
+        group=owner,
+        extra_groups=[],
+        cwd="/",
     )
     os.close(tap)
     try:

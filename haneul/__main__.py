@@ -1,4 +1,7 @@
-"""The only place that puts concrete parts together."""
+"""The only place that puts concrete parts together.
+
+What a command does not need it does not import: the parts of the cloud are imported where they are put together.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from haneul import cli, cloud, daemon, identity
-from haneul.agent.agent import Drivers
+from haneul import cli, daemon
 from haneul.cli import Finding
 from haneul.config import Settings
-from haneul.drivers.bridge import BridgeNetworks
-from haneul.drivers.fake import FakeDisks, FakeMachines, FakeMetadata, FakeNetworks, FakeServer, World
 from haneul.drivers.interface import DriverError
-from haneul.drivers.metadata_process import MetadataProcess
-from haneul.drivers.qcow2 import Qcow2Disks
-from haneul.drivers.qemu import QemuMachines
-from haneul.drivers.server import LinuxServer
 from haneul.errors import SettingsError
-from haneul.identity import Identity
 from haneul.images.store import ImageStore
+
+if TYPE_CHECKING:
+    from haneul.agent.agent import Drivers
+    from haneul.drivers.bridge import BridgeNetworks
+    from haneul.drivers.fake import World
+    from haneul.drivers.metadata_process import MetadataProcess
+    from haneul.drivers.qcow2 import Qcow2Disks
+    from haneul.drivers.qemu import QemuMachines
+    from haneul.drivers.server import LinuxServer
+    from haneul.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +50,9 @@ PROGRAMS = {
 
 
 def fake_drivers(world: World) -> Drivers:
+    from haneul.agent.agent import Drivers
+    from haneul.drivers.fake import FakeDisks, FakeMachines, FakeMetadata, FakeNetworks, FakeServer
+
     return Drivers(FakeMachines(world), FakeDisks(world), FakeNetworks(world), FakeMetadata(world), FakeServer())
 
 
@@ -60,10 +69,18 @@ class RealParts:
 
     @property
     def drivers(self) -> Drivers:
+        from haneul.agent.agent import Drivers
+
         return Drivers(self.machines, self.disks, self.networks, self.metadata, self.server)
 
 
 def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -> RealParts:
+    from haneul.drivers.bridge import BridgeNetworks
+    from haneul.drivers.metadata_process import MetadataProcess
+    from haneul.drivers.qcow2 import Qcow2Disks
+    from haneul.drivers.qemu import QemuMachines
+    from haneul.drivers.server import LinuxServer
+
     data, images = settings.data, settings.image_directory
     # Namespaces and what lives in them go with a reboot: so does the folder that describes them.
     runtime = Path("/run") / f"haneul-{who.tag}"
@@ -78,6 +95,8 @@ def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -
 
 def _make_drivers(settings: Settings, who: Identity) -> Callable[[Callable[[], None]], Drivers]:
     if settings.drivers == "fake":
+        from haneul.drivers.fake import World
+
         world = World(settings.data / "fake-world.db")
         return lambda changed: fake_drivers(world)
     return lambda changed: real_parts(settings, who, changed).drivers
@@ -109,6 +128,8 @@ class Lifecycle(cli.Lifecycle):
 
     def up(self, settings: Settings, ready_fd: int | None) -> None:
         """Serve until SIGTERM or SIGINT."""
+        from haneul import identity
+
         self._prepare(settings)
         lock = daemon.be_the_only_one(settings.data)
         who = identity.ensure(settings.data)
@@ -118,6 +139,8 @@ class Lifecycle(cli.Lifecycle):
         os.close(lock)
 
     async def _serve(self, settings: Settings, who: Identity, ready_fd: int | None) -> None:
+        from haneul import cloud
+
         store = ImageStore(settings.image_directory)
         drivers = _make_drivers(settings, who)
         async with cloud.start(settings, who, drivers, store.catalogue, daemon.control_path(settings.data)) as running:
@@ -146,6 +169,8 @@ class Lifecycle(cli.Lifecycle):
         return daemon.is_running(settings.data)
 
     def down(self, settings: Settings, instances: bool, purge: bool) -> bool:
+        from haneul import identity
+
         was_running = daemon.stop(settings.data)
         who = identity.load(settings.data)
         if who is None:
@@ -166,6 +191,8 @@ class Lifecycle(cli.Lifecycle):
         shutil.rmtree(parts.runtime, ignore_errors=True)
 
     def identity(self, settings: Settings) -> Identity:
+        from haneul import identity
+
         who = identity.load(settings.data)
         if who is None:
             raise SettingsError(f"haneul has not been started on {settings.data} yet: `haneul up --detach`")
@@ -209,6 +236,8 @@ def _program(program: str, package: str) -> Finding:
 
 def _generation_hvm(settings: Settings) -> Finding:
     images = settings.image_directory
+    from haneul.drivers.server import LinuxServer
+
     server = LinuxServer(settings.data / "kvm.json", images, settings.accelerator, lambda: None)
     try:
         why = asyncio.run(server.kvm())

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
@@ -19,8 +19,10 @@ from rich.table import Table
 from haneul import __version__, config
 from haneul.config import Settings
 from haneul.errors import SettingsError
-from haneul.identity import Identity
 from haneul.images.store import DEFAULT, RECIPES, ImageStore
+
+if TYPE_CHECKING:
+    from haneul.identity import Identity
 
 #: Exit codes: 1 for "no" (not running, unhealthy), 2 for a mistake in the call, 3 for what this machine refuses.
 NO, WRONG, REFUSED = 1, 2, 3

@@ -17,14 +17,18 @@ from tests.conformance.conftest import FakeCloud
 BODY = "Action=DescribeRegions&Version=2016-11-15"
 
 
-def _send(cloud: FakeCloud, method: str, path: str, body: str = "", headers: dict[str, str] | None = None) -> tuple[int, str]:
+def _send(
+    cloud: FakeCloud, method: str, path: str, body: str = "", headers: dict[str, str] | None = None
+) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", cloud.running.settings.port, timeout=10)
     connection.request(method, path, body.encode(), headers or {})
     answer = connection.getresponse()
     return answer.status, answer.read().decode()
 
 
-def _signed(cloud: FakeCloud, body: str = BODY, secret: str = "", service: str = "ec2", path: str = "/") -> dict[str, str]:
+def _signed(
+    cloud: FakeCloud, body: str = BODY, secret: str = "", service: str = "ec2", path: str = "/"
+) -> dict[str, str]:
     access_key, real = cloud.identity.read_credentials()
     headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
     request = AWSRequest("POST", cloud.endpoint + path, data=body.encode(), headers=headers)
@@ -90,7 +94,13 @@ def test_skew_is_refused(fake: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_other_services_and_unknown_operations_are_named(fake: FakeCloud) -> None:
-    status, text = _send(fake, "POST", "/", "Action=ListUsers&Version=2010-05-08", _signed(fake, "Action=ListUsers&Version=2010-05-08", service="iam"))
+    status, text = _send(
+        fake,
+        "POST",
+        "/",
+        "Action=ListUsers&Version=2010-05-08",
+        _signed(fake, "Action=ListUsers&Version=2010-05-08", service="iam"),
+    )
     assert status == 400 and "UnsupportedOperation" in text and "iam" in text
     for body, code in (
         ("Action=NoSuchThing", "InvalidAction"),
@@ -129,7 +139,11 @@ def test_the_open_door_is_for_programs_of_this_machine(start_cloud: Callable[...
         status, text = _send(cloud, "POST", "/", BODY, form | headers)
         assert status == 401 and "AuthFailure" in text, headers
     client = boto3.client(
-        "sts", region_name="us-west-2", endpoint_url=cloud.endpoint, aws_access_key_id="123456789012", aws_secret_access_key="x"
+        "sts",
+        region_name="us-west-2",
+        endpoint_url=cloud.endpoint,
+        aws_access_key_id="123456789012",
+        aws_secret_access_key="x",
     )
     assert client.get_caller_identity()["Account"] == "123456789012"
 
@@ -157,5 +171,3 @@ def test_the_wire_is_libclouds_too(fake: FakeCloud) -> None:
     status, text = _send(fake, "POST", "/", body, _signed(fake, body))
     assert status == 400, "another region"
     assert "InvalidGroup.NotFound" in text
-
-

@@ -24,7 +24,9 @@ def refused(code: str) -> Any:
 
 
 def run(ec2: Any, count: int = 1, **parameters: Any) -> list[str]:
-    answer = ec2.run_instances(**({"ImageId": AMI, "MinCount": count, "MaxCount": count, "InstanceType": "t3.micro"} | parameters))
+    answer = ec2.run_instances(
+        **({"ImageId": AMI, "MinCount": count, "MaxCount": count, "InstanceType": "t3.micro"} | parameters)
+    )
     return [one["InstanceId"] for one in answer["Instances"]]
 
 
@@ -192,7 +194,9 @@ def test_capacity(start_cloud: Callable[..., FakeCloud]) -> None:
     cloud = start_cloud(memory_reserve_mib=(1 << 30) - 3000)
     ec2 = cloud.client()
     (one,) = run(ec2, InstanceType="t3.small")
-    with pytest.raises(ClientError, match="InsufficientInstanceCapacity.*server-1 has 792 MiB of memory free, 1184 MiB are needed"):
+    with pytest.raises(
+        ClientError, match=r"InsufficientInstanceCapacity.*server-1 has 792 MiB of memory free, 1184 MiB are needed"
+    ):
         run(ec2)
     assert len(run(ec2, MinCount=1, MaxCount=5, InstanceType="t3.nano")) == 1, "as many as there is room for"
     ec2.terminate_instances(InstanceIds=[one])
@@ -207,7 +211,9 @@ def test_client_tokens(start_cloud: Callable[..., FakeCloud], fake: FakeCloud) -
     with refused("IdempotentParameterMismatch"):
         run(ec2, ClientToken="token-1", InstanceType="t3.small")
     found: list[list[str]] = []
-    threads = [threading.Thread(target=lambda: found.append(run(fake.client(), ClientToken="token-2"))) for _ in range(6)]
+    threads = [
+        threading.Thread(target=lambda: found.append(run(fake.client(), ClientToken="token-2"))) for _ in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -251,7 +257,11 @@ def test_pages_count_instances_and_stay_right(fake: FakeCloud) -> None:
 def test_filters(fake: FakeCloud) -> None:
     ec2 = fake.client(region="sa-east-1")
     web = run(ec2, 2, TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "web*1"}]}])
-    (other,) = run(ec2, InstanceType="t3.small", TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "web21"}]}])
+    (other,) = run(
+        ec2,
+        InstanceType="t3.small",
+        TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "web21"}]}],
+    )
 
     def find(*pairs: tuple[str, list[str]]) -> set[str]:
         answer = ec2.describe_instances(Filters=[{"Name": name, "Values": values} for name, values in pairs])
@@ -276,7 +286,9 @@ def test_terraforms_form_of_an_interface(ec2: Any) -> None:
     interface = {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "Groups": [group], "AssociatePublicIpAddress": False}
     (one,) = run(ec2, NetworkInterfaces=[interface | {"PrivateIpAddress": subnet["CidrBlock"].replace(".0/20", ".77")}])
     found = get(ec2, one)
-    assert found["SubnetId"] == subnet["SubnetId"] and found["Placement"]["AvailabilityZone"] == subnet["AvailabilityZone"]
+    assert (
+        found["SubnetId"] == subnet["SubnetId"] and found["Placement"]["AvailabilityZone"] == subnet["AvailabilityZone"]
+    )
     assert found["PrivateIpAddress"].endswith(".77") and "PublicIpAddress" not in found
     with refused("InvalidIPAddress.InUse"):
         run(ec2, NetworkInterfaces=[interface | {"PrivateIpAddress": found["PrivateIpAddress"]}])
@@ -286,11 +298,19 @@ def test_terraforms_form_of_an_interface(ec2: Any) -> None:
 
 def test_instance_types(ec2: Any) -> None:
     (micro,) = ec2.describe_instance_types(InstanceTypes=["t3.micro"])["InstanceTypes"]
-    assert (micro["VCpuInfo"]["DefaultVCpus"], micro["MemoryInfo"]["SizeInMiB"], micro["FreeTierEligible"]) == (2, 1024, True)
+    assert (micro["VCpuInfo"]["DefaultVCpus"], micro["MemoryInfo"]["SizeInMiB"], micro["FreeTierEligible"]) == (
+        2,
+        1024,
+        True,
+    )
     with refused("InvalidInstanceType"):
         ec2.describe_instance_types(InstanceTypes=["x9.huge"])
     found = ec2.get_paginator("describe_instance_type_offerings").paginate(LocationType="availability-zone")
-    assert {one["Location"] for page in found for one in page["InstanceTypeOfferings"]} == {"us-east-1a", "us-east-1b", "us-east-1c"}
+    assert {one["Location"] for page in found for one in page["InstanceTypeOfferings"]} == {
+        "us-east-1a",
+        "us-east-1b",
+        "us-east-1c",
+    }
 
 
 def test_the_aws_cli(fake: FakeCloud, tmp_path: Path) -> None:
@@ -304,10 +324,18 @@ def test_the_aws_cli(fake: FakeCloud, tmp_path: Path) -> None:
 
     key = aws("create-key-pair", "--key-name", "cli", "--key-type", "rsa")
     assert key["KeyMaterial"].startswith("-----BEGIN RSA PRIVATE KEY-----")
-    one = aws("run-instances", "--image-id", AMI, "--instance-type", "t3.micro", "--key-name", "cli", "--count", "1")["Instances"][0]["InstanceId"]
+    one = aws("run-instances", "--image-id", AMI, "--instance-type", "t3.micro", "--key-name", "cli", "--count", "1")[
+        "Instances"
+    ][0]["InstanceId"]
     aws("wait", "instance-running", "--instance-ids", one)
     aws("create-tags", "--resources", one, "--tags", "Key=Name,Value=from-cli")
-    shown = aws("describe-instances", "--filters", "Name=tag:Name,Values=from-cli", "--query", "Reservations[].Instances[].InstanceId")
+    shown = aws(
+        "describe-instances",
+        "--filters",
+        "Name=tag:Name,Values=from-cli",
+        "--query",
+        "Reservations[].Instances[].InstanceId",
+    )
     assert shown == [one]
     assert one in aws("get-console-output", "--instance-id", one)["Output"]
     aws("terminate-instances", "--instance-ids", one)

@@ -73,7 +73,9 @@ def test_every_operation_goes_round_in_both_directions() -> None:
 def _requests_differ(kind: str, service: str, operation: Any) -> bool:
     shape: Shape | None = operation.input_shape
     wanted = sample(shape) if shape is not None else {}
-    sent = botocore.serialize.create_serializer(kind, include_validation=False).serialize_to_request(wanted, operation)["body"]
+    sent = botocore.serialize.create_serializer(kind, include_validation=False).serialize_to_request(wanted, operation)[
+        "body"
+    ]
     body = urlencode(sent) if isinstance(sent, dict) else sent.decode()
     got = protocol.parse(service, operation, parse_qsl(body, keep_blank_values=True))
     return bool(_plain(got) != _plain(wanted))
@@ -123,5 +125,7 @@ def test_text_that_xml_cannot_hold_does_not_break_the_answer() -> None:
     operation = protocol.operation_model("ec2", "DescribeTags")
     wanted = {"Tags": [{"Key": "k\x00\ud800<", "Value": "]]>&\r"}]}
     body = protocol.serialise("ec2", operation, wanted, "r")
-    got = botocore.parsers.create_parser("ec2").parse({"body": body, "headers": {}, "status_code": 200}, operation.output_shape)
+    got = botocore.parsers.create_parser("ec2").parse(
+        {"body": body, "headers": {}, "status_code": 200}, operation.output_shape
+    )
     assert got["Tags"] == [{"Key": "k\ufffd\ufffd<", "Value": "]]>&\r"}]

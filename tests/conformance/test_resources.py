@@ -33,14 +33,20 @@ def test_key_pairs(ec2: Any, tmp_path: Path, kind: str) -> None:
         digest = base64.b64encode(hashlib.sha256(base64.b64decode(public.split()[1])).digest()).decode()
         assert shown["KeyFingerprint"].rstrip("=") == digest.rstrip("=")
     else:
-        der = subprocess.run(["openssl", "pkcs8", "-in", str(private), "-nocrypt", "-topk8", "-outform", "DER"], capture_output=True, check=True).stdout
+        der = subprocess.run(
+            ["openssl", "pkcs8", "-in", str(private), "-nocrypt", "-topk8", "-outform", "DER"],
+            capture_output=True,
+            check=True,
+        ).stdout
         assert shown["KeyFingerprint"].replace(":", "") == hashlib.sha1(der).hexdigest()
     with refused("InvalidKeyPair.Duplicate"):
         ec2.create_key_pair(KeyName=f"k-{kind}")
     imported = ec2.import_key_pair(KeyName=f"i-{kind}", PublicKeyMaterial=public.encode())
     assert imported["KeyFingerprint"]
     if kind == "rsa":
-        der = subprocess.run(["openssl", "rsa", "-in", str(private), "-pubout", "-outform", "DER"], capture_output=True, check=True).stdout
+        der = subprocess.run(
+            ["openssl", "rsa", "-in", str(private), "-pubout", "-outform", "DER"], capture_output=True, check=True
+        ).stdout
         assert imported["KeyFingerprint"].replace(":", "") == hashlib.md5(der).hexdigest()
     ec2.delete_key_pair(KeyName=f"k-{kind}")
     ec2.delete_key_pair(KeyName=f"k-{kind}")
@@ -60,7 +66,9 @@ def test_tags(ec2: Any) -> None:
     assert shown == {(one, "a", "2"), (one, "b", ""), (group, "a", "1"), (group, "b", "")}
     ec2.delete_tags(Resources=[one], Tags=[{"Key": "a", "Value": "other"}])
     ec2.delete_tags(Resources=[group], Tags=[{"Key": "a"}])
-    assert {tag["Key"] for tag in ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [group]}])["Tags"]} == {"b"}
+    assert {tag["Key"] for tag in ec2.describe_tags(Filters=[{"Name": "resource-id", "Values": [group]}])["Tags"]} == {
+        "b"
+    }
     with refused("InvalidInstanceID.NotFound"):
         ec2.create_tags(Resources=[one, "i-0123456789abcdef0"], Tags=[{"Key": "c", "Value": "3"}])
     with refused("InvalidID"):
@@ -83,7 +91,12 @@ def test_security_group_rules(ec2: Any) -> None:
     ec2.revoke_security_group_egress(GroupId=group, IpPermissions=[everything])
     with refused("InvalidPermission.NotFound"):
         ec2.revoke_security_group_egress(GroupId=group, IpPermissions=[everything])
-    web = {"IpProtocol": "tcp", "FromPort": 80, "ToPort": 81, "IpRanges": [{"CidrIp": "10.0.0.0/8", "Description": "in"}, *ANY]}
+    web = {
+        "IpProtocol": "tcp",
+        "FromPort": 80,
+        "ToPort": 81,
+        "IpRanges": [{"CidrIp": "10.0.0.0/8", "Description": "in"}, *ANY],
+    }
     made = ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[web])["SecurityGroupRules"]
     assert [one["CidrIpv4"] for one in made] == ["10.0.0.0/8", "0.0.0.0/0"]
     ec2.authorize_security_group_ingress(GroupId=group, IpProtocol="6", FromPort=22, ToPort=22, CidrIp="192.168.1.7/16")
@@ -105,7 +118,9 @@ def test_security_group_rules(ec2: Any) -> None:
         with refused(code):
             ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[permission])
     peer = ec2.create_security_group(GroupName="peer", Description="d")["GroupId"]
-    ec2.authorize_security_group_ingress(GroupId=peer, IpPermissions=[{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}])
+    ec2.authorize_security_group_ingress(
+        GroupId=peer, IpPermissions=[{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}]
+    )
     with refused("DependencyViolation"):
         ec2.delete_security_group(GroupId=group)
     ec2.delete_security_group(GroupId=peer)
@@ -152,9 +167,17 @@ def test_the_default_vpc(ec2: Any) -> None:
     (vpc,) = ec2.describe_vpcs(Filters=[{"Name": "isDefault", "Values": ["true"]}])["Vpcs"]
     here = [{"Name": "vpc-id", "Values": [vpc["VpcId"]]}]
     assert vpc["CidrBlock"] == "172.31.0.0/16"
-    assert {one["AvailabilityZone"] for one in ec2.describe_subnets(Filters=here)["Subnets"]} == {"us-east-1a", "us-east-1b", "us-east-1c"}
-    (table,) = ec2.describe_route_tables(Filters=[*here, {"Name": "association.main", "Values": ["true"]}])["RouteTables"]
-    (gateway,) = ec2.describe_internet_gateways(Filters=[{"Name": "attachment.vpc-id", "Values": [vpc["VpcId"]]}])["InternetGateways"]
+    assert {one["AvailabilityZone"] for one in ec2.describe_subnets(Filters=here)["Subnets"]} == {
+        "us-east-1a",
+        "us-east-1b",
+        "us-east-1c",
+    }
+    (table,) = ec2.describe_route_tables(Filters=[*here, {"Name": "association.main", "Values": ["true"]}])[
+        "RouteTables"
+    ]
+    (gateway,) = ec2.describe_internet_gateways(Filters=[{"Name": "attachment.vpc-id", "Values": [vpc["VpcId"]]}])[
+        "InternetGateways"
+    ]
     assert {one["GatewayId"] for one in table["Routes"]} == {"local", gateway["InternetGatewayId"]}
     (acl,) = ec2.describe_network_acls(Filters=[*here, {"Name": "default", "Values": ["true"]}])["NetworkAcls"]
     assert len(acl["Entries"]) == 4 and len(acl["Associations"]) == 3
@@ -162,7 +185,9 @@ def test_the_default_vpc(ec2: Any) -> None:
     assert options["DhcpConfigurations"][0]["Values"][0]["Value"] == "ec2.internal"
     assert ec2.describe_vpc_attribute(VpcId=vpc["VpcId"], Attribute="enableDnsSupport")["EnableDnsSupport"]["Value"]
     (one,) = run(ec2)
-    (interface,) = ec2.describe_network_interfaces(Filters=[{"Name": "attachment.instance-id", "Values": [one]}])["NetworkInterfaces"]
+    (interface,) = ec2.describe_network_interfaces(Filters=[{"Name": "attachment.instance-id", "Values": [one]}])[
+        "NetworkInterfaces"
+    ]
     assert interface["Status"] == "in-use" and interface["Attachment"]["DeviceIndex"] == 0
     with refused("InvalidVpcID.NotFound"):
         ec2.describe_vpcs(VpcIds=["vpc-0123456789abcdef0"])

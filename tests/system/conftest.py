@@ -63,7 +63,12 @@ class Haneul:
 
     def run(self, *arguments: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [str(HANEUL), *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+            [str(HANEUL), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         if check:
             assert done.returncode == 0, f"haneul {arguments} ended with {done.returncode}: {done.stdout}{done.stderr}"
@@ -144,7 +149,9 @@ class Haneul:
         if found:
             return str(found[0]["GroupId"])
         group = str(ec2.create_security_group(GroupName="open", Description="all")["GroupId"])
-        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}])
+        ec2.authorize_security_group_ingress(
+            GroupId=group, IpPermissions=[{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
+        )
         return group
 
     def launch(self, image: str = "tiny", count: int = 1, **parameters: Any) -> list[str]:
@@ -154,10 +161,18 @@ class Haneul:
 
     # --- guests -----------------------------------------------------------------------------------------
 
-    def ssh(self, instance_id: str, command: str, *, user: str = "root", key: Path | None = None, timeout: float = 60) -> str:
+    def ssh(
+        self, instance_id: str, command: str, *, user: str = "root", key: Path | None = None, timeout: float = 60
+    ) -> str:
         """What a command in the guest prints. Raises `CalledProcessError` or `TimeoutExpired`."""
         address = self.instance(instance_id)["PublicIpAddress"]
-        options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes", "ConnectTimeout=5"]
+        options = [
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+            "IdentitiesOnly=yes",
+            "ConnectTimeout=5",
+        ]
         given = [part for option in options for part in ("-o", option)]
         key = key or self.data / "identity" / "ssh_key"
         done = subprocess.run(
@@ -253,6 +268,8 @@ def launch(haneul: Haneul) -> Iterator[Callable[..., str]]:
     yield one
     ec2 = haneul.client()
     for instance in made:
-        ec2.modify_instance_attribute(InstanceId=instance, DisableApiTermination={"Value": False}) if haneul.instance(instance)["State"]["Name"] not in ("terminated", "shutting-down") else None
+        ec2.modify_instance_attribute(InstanceId=instance, DisableApiTermination={"Value": False}) if haneul.instance(
+            instance
+        )["State"]["Name"] not in ("terminated", "shutting-down") else None
     if made:
         haneul.terminate(*made)

@@ -13,7 +13,10 @@ Launch = Callable[..., str]
 
 
 def test_the_guest_has_what_its_type_promises(haneul: Haneul, launch: Launch) -> None:
-    mapping = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 3}}, {"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 2}}]
+    mapping = [
+        {"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 3}},
+        {"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 2}},
+    ]
     instance = launch(InstanceType="t3.small", BlockDeviceMappings=mapping)
     found = haneul.instance(instance)
     volumes = {one["DeviceName"]: one["Ebs"]["VolumeId"] for one in found["BlockDeviceMappings"]}
@@ -72,7 +75,9 @@ def test_a_reboot_uses_the_boot_loader_of_the_disk(haneul: Haneul, launch: Launc
     instance = launch()
     assert "haneul.test" not in haneul.ssh(instance, "cat /proc/cmdline")
     first = haneul.ssh(instance, "cat /proc/sys/kernel/random/boot_id")
-    haneul.ssh(instance, "sed -i 's/root=/haneul.test=1 root=/' /boot/grub/grub.cfg; sync; (sleep 1; reboot) >/dev/null 2>&1 &")
+    haneul.ssh(
+        instance, "sed -i 's/root=/haneul.test=1 root=/' /boot/grub/grub.cfg; sync; (sleep 1; reboot) >/dev/null 2>&1 &"
+    )
 
     def rebooted(since: str) -> str | None:
         found = haneul.ssh(instance, "cat /proc/sys/kernel/random/boot_id", timeout=20)
@@ -152,7 +157,9 @@ def test_a_launch_that_cannot_be_says_why(haneul: Haneul) -> None:
 
     with sqlite3.connect(with_store) as connection:
         connection.execute("UPDATE images SET disk = 'not-there' WHERE id = ?", (image,))
-    instance = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1, InstanceType="t3.nano")["Instances"][0]["InstanceId"]
+    instance = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1, InstanceType="t3.nano")["Instances"][0][
+        "InstanceId"
+    ]
     found = haneul.until(instance, "terminated")
     assert found["StateReason"]["Code"] == "Server.InternalError"
     assert "not-there" in found["StateReason"]["Message"]

@@ -78,7 +78,9 @@ def test_names(haneul: Haneul, pair: tuple[str, str, str]) -> None:
         return haneul.ssh(wide, f"nslookup -type=a {name} 2>&1 || true")
 
     assert other["PrivateIpAddress"] in resolve(other["PrivateDnsName"])
-    assert other["PrivateIpAddress"] in resolve(other["PublicDnsName"]), "inside, the public name is the private address"
+    assert other["PrivateIpAddress"] in resolve(other["PublicDnsName"]), (
+        "inside, the public name is the private address"
+    )
     assert "NXDOMAIN" in resolve("nobody.ec2.internal")
     assert haneul.ssh(wide, "cat /etc/resolv.conf | grep -c 172.31.0.2") == "1"
 

@@ -34,12 +34,20 @@ def test_guests_go_on_while_haneul_is_down_and_are_adopted(own: Haneul) -> None:
     def inside(where: str, command: str) -> str:
         key = own.data / "identity" / "ssh_key"
         options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-        done = subprocess.run(["ssh", "-i", str(key), *options, f"root@{where}", command], capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(
+            ["ssh", "-i", str(key), *options, f"root@{where}", command],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
         return done.stdout.strip()
 
     assert inside(address, "imds meta-data/instance-id") == running
     assert inside(address, "udhcpc -i eth0 -n -q -t 3 -s /bin/true >/dev/null 2>&1 && echo leased") == "leased"
-    eventually("a guest that was booting has come up meanwhile", lambda: inside(other, "imds meta-data/instance-id") == booting)
+    eventually(
+        "a guest that was booting has come up meanwhile", lambda: inside(other, "imds meta-data/instance-id") == booting
+    )
     own.up()
     assert own.qemu_pid(running) == pid
     assert own.instance(running)["State"]["Name"] == "running"
@@ -93,7 +101,9 @@ def test_dnsmasq_and_the_metadata_process_come_back(own: Haneul) -> None:
         for pid in found.stdout.split():
             os.kill(int(pid), 9)
     eventually("metadata answers", lambda: own.ssh(instance, "imds meta-data/instance-id") == instance)
-    eventually("DNS answers", lambda: "172.31" in own.ssh(instance, "nslookup -type=a $(hostname).ec2.internal 2>&1 || true"))
+    eventually(
+        "DNS answers", lambda: "172.31" in own.ssh(instance, "nslookup -type=a $(hostname).ec2.internal 2>&1 || true")
+    )
     own.terminate(instance)
 
 

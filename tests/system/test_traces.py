@@ -42,9 +42,15 @@ def snapshot(data: Path) -> dict[str, str]:
         "nft": _run("nft", "list", "ruleset"),
         "sysctl": _sysctl(),
         "processes": _processes(),
-        "mounts": "\n".join(sorted(line.split(" ", 1)[1].split(" ", 2)[2] for line in Path("/proc/self/mountinfo").read_text().splitlines())),
+        "mounts": "\n".join(
+            sorted(
+                line.split(" ", 1)[1].split(" ", 2)[2] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+            )
+        ),
         "files": "\n".join(sorted(str(path) for place in places if place.is_dir() for path in place.iterdir())),
-        "modules": "\n".join(sorted(line.split()[0] for line in Path("/proc/modules").read_text().splitlines())) if Path("/proc/modules").exists() else "",
+        "modules": "\n".join(sorted(line.split()[0] for line in Path("/proc/modules").read_text().splitlines()))
+        if Path("/proc/modules").exists()
+        else "",
     }
 
 
