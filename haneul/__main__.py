@@ -153,6 +153,28 @@ class Lifecycle(cli.Lifecycle):
             await cloud.until_told_to_stop()
         log.info("stopped; instances go on")
 
+    def agent(self, settings: Settings, socket: Path, server_id: str) -> None:
+        """An agent of its own, until its control plane goes away."""
+        from haneul import identity
+        from haneul.agent.agent import Agent
+        from haneul.agent.link import LINE_LIMIT, StreamLink
+
+        async def serve() -> None:
+            reader, writer = await asyncio.open_unix_connection(str(socket), limit=LINE_LIMIT)
+            agents: list[Agent] = []
+            drivers = _make_drivers(settings, identity.ensure(settings.data))(lambda: [one.wake() for one in agents] and None)
+            agents.append(Agent(StreamLink(reader, writer), drivers, server_id))
+            await agents[0].introduce()
+            running = asyncio.create_task(agents[0].run())
+            await asyncio.wait([running, asyncio.create_task(cloud_gone(reader))], return_when=asyncio.FIRST_COMPLETED)
+
+        async def cloud_gone(reader: asyncio.StreamReader) -> None:
+            while not reader.at_eof():
+                await asyncio.sleep(0.5)
+
+        self._prepare(settings)
+        asyncio.run(serve())
+
     def _prepare(self, settings: Settings) -> None:
         settings.data.mkdir(mode=0o711, parents=True, exist_ok=True)
         _check_machine(settings)

@@ -45,6 +45,8 @@ class Lifecycle(Protocol):
 
     def start_detached(self, settings: Settings) -> None: ...
 
+    def agent(self, settings: Settings, socket: Path, server_id: str) -> None: ...
+
     def is_running(self, settings: Settings) -> bool: ...
 
     def down(self, settings: Settings, instances: bool, purge: bool) -> bool: ...
@@ -148,6 +150,15 @@ def up(
         return
     _lifecycle.start_detached(settings)
     out.print(f'haneul serves on {settings.endpoint}; `eval "$(haneul env)"` points AWS tools at it', highlight=False)
+
+
+@app.command(hidden=True)
+def agent(
+    socket: Annotated[Path, typer.Argument(help="The control plane's unix socket.")],
+    server_id: Annotated[str, typer.Option(help="The server that this agent is of.")] = "server-1",
+) -> None:
+    """Run a server's agent in a process of its own."""
+    _lifecycle.agent(config.load(), socket, server_id)
 
 
 @app.command()
