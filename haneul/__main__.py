@@ -162,7 +162,12 @@ class Lifecycle(cli.Lifecycle):
         async def serve() -> None:
             reader, writer = await asyncio.open_unix_connection(str(socket), limit=LINE_LIMIT)
             agents: list[Agent] = []
-            drivers = _make_drivers(settings, identity.ensure(settings.data))(lambda: [one.wake() for one in agents] and None)
+
+            def wake() -> None:
+                for one in agents:
+                    one.wake()
+
+            drivers = _make_drivers(settings, identity.ensure(settings.data))(wake)
             agents.append(Agent(StreamLink(reader, writer), drivers, server_id))
             await agents[0].introduce()
             running = asyncio.create_task(agents[0].run())

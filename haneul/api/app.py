@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -21,14 +22,14 @@ from haneul import __version__
 from haneul.api import protocol, signature
 from haneul.errors import CloudError
 from haneul.model.region import is_region
-from haneul.services.context import Caller, Input, Output
+from haneul.services.context import Caller, Input, Output, is_read
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
 MAX_PARAMETERS = 20000
 SERVICES = ("ec2", "sts")
-_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+_LOOPBACK = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]{1,5})?")
 _XML = "text/xml;charset=UTF-8"
 
 
@@ -90,10 +91,11 @@ async def read_parameters(call: Call) -> None:
         chunks.append(chunk)
     call.body = b"".join(chunks)
     call.query = tuple(_pairs(call.request.scope["query_string"]))
-    content_type = call.request.headers.get("content-type", "").lower()
-    form: list[tuple[str, str]] = []
-    if call.body and ("x-www-form-urlencoded" in content_type or not content_type):
-        form = _pairs(call.body)
+    # Whatever type a body claims to be, it is read as what it is signed as: parameters.
+    form = _pairs(call.body) if call.body and "x-amz-target" not in call.request.headers else []
+    twice = {name for name, _ in call.query} & {name for name, _ in form}
+    if twice:
+        raise CloudError("InvalidRequest", f"{min(twice)[:80]} is given in the query and in the body.")
     call.parameters = [*call.query, *form]
 
 
@@ -114,10 +116,9 @@ async def refuse_foreign_pages(call: Call) -> None:
     """
     if not call.app.open_door:
         return
-    host = call.request.headers.get("host", "")
-    name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    origin = call.request.headers.get("origin")
-    if name not in _LOOPBACK_NAMES or origin is not None or call.request.headers.get("sec-fetch-site"):
+    headers = call.request.headers
+    local = _LOOPBACK.fullmatch(headers.get("host", ""))
+    if not local or any(name in headers for name in ("origin", "referer", "sec-fetch-site")):
         raise CloudError("AuthFailure", "With auth = open, haneul answers programs on this machine only, no web pages.")
 
 
@@ -175,6 +176,11 @@ async def find_operation(call: Call) -> None:
 
 async def parse_input(call: Call) -> None:
     assert call.operation is not None
+    if call.scope is None and not is_read(call.operation.name):
+        # An <img> of a web page can send a GET without any telling header, but no Authorization.
+        raise CloudError(
+            "AuthFailure", "Without any credentials there is only reading: sign the request, with any key."
+        )
     parameters = [(name, value) for name, value in call.parameters if not name.startswith("X-Amz-")]
     call.params = protocol.parse(call.service, call.operation, parameters)
 

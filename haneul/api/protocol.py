@@ -137,15 +137,17 @@ class _Parser:
             raise CloudError("InvalidParameterValue", f"The parameter {path} is a list; a value was given.")
         if self.protocol == "query" and set(node) == {"member"}:
             node = node["member"]
-        try:
-            items = sorted((int(index), index) for index in node)
-        except (ValueError, TypeError):
-            wrong = next(index for index in node if not str(index).isdigit())
+        if not isinstance(node, dict):
+            raise CloudError("InvalidParameterValue", f"The parameter {path} is a list; a value was given.")
+        wrong = next((index for index in node if not _INDEX.match(index)), None)
+        items = sorted((int(index), index) for index in node) if wrong is None else []
+        if wrong is not None:
             raise CloudError("UnknownParameter", f"The parameter {path}.{wrong[:80]} is not recognized") from None
         member = shape.member
         return [self.value(member, node[index], f"{path}.{index}") for _, index in items]
 
 
+_INDEX = re.compile(r"[0-9]{1,9}\Z")
 _INTEGER = re.compile(r"[+-]?\d{1,19}\Z")
 
 
@@ -200,9 +202,9 @@ def parse_time(text: str, path: str) -> dt.datetime:
         if re.fullmatch(r"-?\d+(\.\d+)?", text):
             return dt.datetime.fromtimestamp(float(text), dt.UTC)
         time = dt.datetime.fromisoformat(text)
+        return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
     except (ValueError, OverflowError, OSError):
         raise invalid(text[:100], path, "It is not an ISO 8601 time.") from None
-    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
 
 
 def parse(service: str, operation: OperationModel, parameters: Parameters) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from haneul.errors import CloudError
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 MAX_SKEW = dt.timedelta(minutes=15)
+MAX_SIGNED_HEADERS = 64
+#: Headers that say nothing about what is asked.
+_UNSIGNED = frozenset({"x-amzn-trace-id", "x-amz-user-agent"})
 _REFUSED = "AWS was not able to validate the provided access credentials"
 _CREDENTIAL = re.compile(r"([^/]{1,128})/(\d{8})/([a-z0-9-]{1,64})/([a-z0-9-]{1,64})/aws4_request\Z")
 
@@ -87,7 +90,7 @@ def _from_header(header: str, request: Request) -> Scope:
 def _from_query(query: dict[str, str]) -> Scope:
     credential = _CREDENTIAL.match(query.get("X-Amz-Credential", ""))
     expires = query.get("X-Amz-Expires", "")
-    if query["X-Amz-Algorithm"] != ALGORITHM or credential is None or not expires.isdigit():
+    if query["X-Amz-Algorithm"] != ALGORITHM or credential is None or not re.fullmatch(r"[0-9]{1,9}", expires):
         raise _refuse()
     access_key, date, region, service = credential.groups()
     names = tuple(query.get("X-Amz-SignedHeaders", "host").split(";"))
@@ -127,16 +130,27 @@ def sign(secret: str, scope: Scope, canonical_request: str) -> str:
     return hmac.new(key, to_sign.encode(), hashlib.sha256).hexdigest()
 
 
+def _headers_are_signed(request: Request, scope: Scope) -> bool:
+    """Every header that means something is signed, each named once (a name repeated multiplies the work)."""
+    names = set(scope.signed_headers)
+    if len(names) != len(scope.signed_headers) or len(names) > MAX_SIGNED_HEADERS:
+        return False
+    return all(name in names for name in request.headers if name.startswith("x-amz-") and name not in _UNSIGNED)
+
+
 def verify(request: Request, scope: Scope, secret_of: Callable[[str], str | None], now: dt.datetime) -> None:
     """Raises `CloudError`: AuthFailure or RequestExpired."""
     secret = secret_of(scope.access_key)
     if secret is None:
+        raise _refuse()
+    if not _headers_are_signed(request, scope):
         raise _refuse()
     if "host" not in scope.signed_headers or scope.time.strftime("%Y%m%d") != scope.date:
         raise _refuse()
     expected = sign(secret, scope, _canonical_request(request, scope))
     if not hmac.compare_digest(expected.encode(), scope.signature.encode("utf-8", "replace")):
         raise _refuse()
-    latest = scope.time + (dt.timedelta(seconds=scope.expires) if scope.expires is not None else MAX_SKEW)
-    if now > latest or now < scope.time - MAX_SKEW:
+    age = now - scope.time
+    oldest = dt.timedelta(seconds=scope.expires) if scope.expires is not None else MAX_SKEW
+    if age > oldest or age < -MAX_SKEW:
         raise CloudError("RequestExpired", "Request has expired.")

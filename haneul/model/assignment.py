@@ -118,7 +118,7 @@ class MetadataSpec:
     http_endpoint: Literal["enabled", "disabled"]
     hop_limit: int
     tree: dict[str, str]
-    public_keys: dict[str, str]
+    public_keys: tuple[tuple[str, str], ...]
     tags: dict[str, str]
     user_data: str | None
 

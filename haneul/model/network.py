@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,7 @@ from haneul.errors import CloudError, invalid
 Direction = Literal["ingress", "egress"]
 _PROTOCOL_NUMBERS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "icmpv6"}
 _WITH_PORTS = ("tcp", "udp")
+_PREFIXED = re.compile(r"[0-9a-fA-F.:]+/[0-9]{1,3}\Z")
 
 
 @dataclass(frozen=True, order=True)
@@ -33,12 +35,14 @@ class Rule:
 
 def normal_protocol(value: str) -> str:
     """`6` -> `tcp`; `all` and `-1` -> `-1`; other protocol numbers stay as text."""
+    if re.fullmatch(r"[0-9]{1,3}", value):
+        value = str(int(value))
     text = _PROTOCOL_NUMBERS.get(value, value).lower()
     if text in ("-1", "all"):
         return "-1"
     if text in ("tcp", "udp", "icmp", "icmpv6"):
         return text
-    if text.isdigit() and int(text) <= 255:
+    if re.fullmatch(r"[0-9]{1,3}", text) and int(text) <= 255:
         return text
     raise invalid(value, "IpProtocol", "The protocol is not known.")
 
@@ -48,6 +52,9 @@ def normal_ports(protocol: str, from_port: int | None, to_port: int | None) -> t
     if protocol not in (*_WITH_PORTS, "icmp", "icmpv6"):
         return -1, -1
     if protocol in ("icmp", "icmpv6"):
+        for number in (from_port, to_port):
+            if number is not None and not -1 <= number <= 255:
+                raise CloudError("InvalidParameterValue", f"Invalid value '{number}' for ICMP type or code.")
         return (-1 if from_port is None else from_port), (-1 if to_port is None else to_port)
     if from_port is None or to_port is None:
         raise CloudError(
@@ -70,7 +77,7 @@ def normal_ports(protocol: str, from_port: int | None, to_port: int | None) -> t
 def normal_cidr(value: str, parameter: str = "cidrIp") -> str:
     """The network form of an IPv4 CIDR (`10.0.0.1/8` -> `10.0.0.0/8`); a bare address is an error, as on EC2."""
     try:
-        if "/" not in value:
+        if not _PREFIXED.match(value):
             raise ValueError
         return str(ipaddress.IPv4Network(value, strict=False))
     except ValueError:
@@ -79,7 +86,7 @@ def normal_cidr(value: str, parameter: str = "cidrIp") -> str:
 
 def normal_cidr6(value: str) -> str:
     try:
-        if "/" not in value:
+        if not _PREFIXED.match(value):
             raise ValueError
         return str(ipaddress.IPv6Network(value, strict=False))
     except ValueError:

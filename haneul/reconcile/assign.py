@@ -250,7 +250,7 @@ def _metadata(world: _World, row: Row, signer: Signer) -> MetadataSpec:
     tree = {f"meta-data/{path}": text for path, text in metadata.tree(facts).items()}
     tree["dynamic/instance-identity/document"] = document
     tree |= {f"dynamic/instance-identity/{name}": text for name, text in signer.sign(document).items()}
-    keys = {row["key_name"]: row["public_key"]} if row["key_name"] else {}
+    keys = ((row["key_name"], row["public_key"]),) if row["key_name"] else ()
     shown_tags = {}
     if options["InstanceMetadataTags"] == "enabled":
         shown_tags = {key: value for key, value in world.tags.get(row["id"], {}).items() if "/" not in key}
@@ -262,7 +262,7 @@ def _metadata(world: _World, row: Row, signer: Signer) -> MetadataSpec:
         http_endpoint=options["HttpEndpoint"],
         hop_limit=options["HttpPutResponseHopLimit"],
         tree=tree,
-        public_keys=keys | {"haneul": signer.ssh_key},
+        public_keys=(*keys, ("haneul", signer.ssh_key)),
         tags=shown_tags,
         user_data=row["user_data"],
     )

@@ -6,7 +6,7 @@ import datetime as dt
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import botocore.session
 from botocore import xform_name
@@ -96,7 +96,18 @@ def gmt(seconds: float) -> str:
     return moment(seconds).strftime("%Y-%m-%d %H:%M:%S GMT")
 
 
-Operation = Callable[[Context, Input], Output]
+@dataclass(frozen=True)
+class Later:
+    """An answer that has to wait for a server: it is asked for when the transaction has ended."""
+
+    ask: Callable[[], Output]
+
+
+Operation = Callable[[Context, Input], Output | Later]
+
+
+#: Keeps the function's own type: an operation may call another.
+Registered = TypeVar("Registered", bound=Operation)
 
 
 @functools.cache
@@ -111,8 +122,8 @@ class Operations:
     def __init__(self) -> None:
         self._table: dict[tuple[str, str], Operation] = {}
 
-    def of(self, service: str) -> Callable[[Operation], Operation]:
-        def register(function: Operation) -> Operation:
+    def of(self, service: str) -> Callable[[Registered], Registered]:
+        def register(function: Registered) -> Registered:
             name = _names(service)[function.__name__]
             self._table[service, name] = function
             return function

@@ -14,7 +14,10 @@ import hmac
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
+
+import botocore.session
 
 from haneul.errors import CloudError, combination, malformed, not_found
 from haneul.model.ids import is_id
@@ -23,6 +26,7 @@ from haneul.services.context import Context, Input
 Item = Mapping[str, Any]
 Filters = Mapping[str, str | Callable[[Any], Iterable[str]]]
 MAX_PAGE = 1000
+MAX_TOKEN = 2048
 
 
 def texts(item: Any, path: str) -> Iterator[str]:
@@ -49,17 +53,29 @@ def _text(value: Any) -> str:
 def _pattern(value: str) -> Callable[[str], bool]:
     if not re.search(r"[*?\\]", value):
         return value.__eq__
-    out, escaped = [], False
+    pieces: list[str] = []
+    out: list[str] = []
+    escaped = False
     for character in value:
         if escaped:
             out.append(re.escape(character))
         elif character == "\\":
             escaped = True
             continue
+        elif character == "*":
+            pieces.append("".join(out))
+            out = []
         else:
-            out.append({"*": ".*", "?": "."}.get(character) or re.escape(character))
+            out.append("." if character == "?" else re.escape(character))
         escaped = False
-    return re.compile("".join(out), re.DOTALL).fullmatch  # type: ignore[return-value]
+    pieces.append("".join(out))
+    # Each star takes the shortest run that lets the next piece follow, and never reconsiders: linear.
+    first, *middle = pieces
+    last = middle.pop() if middle else None
+    text = first + "".join(f"(?>.*?{piece})" for piece in middle if piece)
+    if last is not None:
+        text += f".*{last}"
+    return re.compile(text, re.DOTALL).fullmatch  # type: ignore[return-value]
 
 
 def _tag_values(name: str) -> Callable[[Item], Iterable[str]] | None:
@@ -73,9 +89,20 @@ def _tag_values(name: str) -> Callable[[Item], Iterable[str]] | None:
     return None
 
 
-def _predicate(one: Mapping[str, Any], known: Filters, taggable: bool) -> Callable[[Item], bool]:
+@cache
+def documented_filters(operation: str) -> frozenset[str]:
+    """The filters that the model's documentation names for an operation."""
+    model = botocore.session.get_session().get_service_model("ec2").operation_model(operation)
+    text = model.input_shape.members["Filters"].documentation
+    return frozenset(re.findall(r"<li> ?<p> ?<code>([a-zA-Z0-9.-]+)</code>", text))
+
+
+def _predicate(operation: str, one: Mapping[str, Any], known: Filters, taggable: bool) -> Callable[[Item], bool]:
     name = one.get("Name", "")
     source = (_tag_values(name) if taggable else None) or known.get(name)
+    if source is None and name in documented_filters(operation):
+        # A filter on what no resource here has: nothing matches, as on EC2.
+        source = _nothing
     if source is None:
         raise CloudError("InvalidParameterValue", f"The filter '{name}' is invalid")
     values = one.get("Values")
@@ -86,8 +113,12 @@ def _predicate(one: Mapping[str, Any], known: Filters, taggable: bool) -> Callab
     return lambda item: any(pattern(text) for text in read(item) for pattern in patterns)
 
 
-def matching(params: Input, items: Iterable[Item], known: Filters, *, taggable: bool = True) -> list[Any]:
-    predicates = [_predicate(one, known, taggable) for one in params.get("Filters", ())]
+def _nothing(item: Item) -> Iterable[str]:
+    return ()
+
+
+def matching(ctx: Context, params: Input, items: Iterable[Item], known: Filters, *, taggable: bool = True) -> list[Any]:
+    predicates = [_predicate(ctx.operation, one, known, taggable) for one in params.get("Filters", ())]
     return [item for item in items if all(predicate(item) for predicate in predicates)]
 
 
@@ -118,10 +149,12 @@ def _encode_token(ctx: Context, last: str) -> str:
 
 def _decode_token(ctx: Context, token: str) -> str:
     try:
+        if len(token) > MAX_TOKEN:
+            raise ValueError
         last, signature = json.loads(base64.urlsafe_b64decode(token.encode()))
         if isinstance(last, str) and hmac.compare_digest(signature, _sign(ctx, last)):
             return last
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pass
     raise CloudError("InvalidNextToken", f"The token '{token[:80]}' is not valid")
 
@@ -143,11 +176,16 @@ def page(
             "InvalidParameterValue",
             f"Value ( {most} ) for parameter maxResults is invalid. Expecting a value greater than or equal to {least}.",
         )
+    if most is not None and most > MAX_PAGE:
+        raise CloudError(
+            "InvalidParameterValue",
+            f"Value ( {most} ) for parameter maxResults is invalid. Expecting a value less than or equal to {MAX_PAGE}.",
+        )
     if token:
         last = _decode_token(ctx, token)
         ordered = [item for item in ordered if key(item) > last]
     if most is None and not token:
         return ordered, None
-    most = min(most or MAX_PAGE, MAX_PAGE)
+    most = most or MAX_PAGE
     following = _encode_token(ctx, key(ordered[most - 1])) if len(ordered) > most else None
     return ordered[:most], following

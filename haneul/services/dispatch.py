@@ -15,7 +15,7 @@ from haneul.config import Settings
 from haneul.errors import CloudError
 from haneul.model.ids import NewId, new_id
 from haneul.services import defaults
-from haneul.services.context import OPERATIONS, Ask, Caller, Context, Input, Operation, Output, is_read
+from haneul.services.context import OPERATIONS, Ask, Caller, Context, Input, Later, Operation, Output, is_read
 from haneul.store import tables
 from haneul.store.database import Store, Transaction
 
@@ -43,6 +43,12 @@ def _digest(params: Input) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_encode).encode()).hexdigest()
 
 
+def _now(result: Output | Later) -> Output:
+    """What writes may not wait for a server: it would hold the one writer's lock."""
+    assert not isinstance(result, Later)
+    return result
+
+
 @dataclass
 class Cloud:
     """The EC2 operations over one store. Thread-safe: every call is a transaction of its own."""
@@ -66,7 +72,7 @@ class Cloud:
                 result = operation(self._context(tx, caller, name), params)
                 if params.get("DryRun"):
                     raise CloudError("DryRunOperation", "Request would have succeeded, but DryRun flag is set.")
-                return result
+            return result.ask() if isinstance(result, Later) else result
         try:
             with self.store.write() as tx:
                 result = self._once(operation, self._context(tx, caller, name), params)
@@ -83,7 +89,7 @@ class Cloud:
         """A repeated ClientToken gives the first answer; token and new rows are of one transaction."""
         token = params.get("ClientToken")
         if not token:
-            return operation(ctx, params)
+            return _now(operation(ctx, params))
         if len(token) > 64 or not token.isascii():
             raise CloudError("InvalidParameterValue", "A client token has at most 64 ASCII characters.")
         scope = {"account": ctx.account, "region": ctx.region, "operation": ctx.operation, "token": token}
@@ -95,9 +101,9 @@ class Cloud:
                 "The client token has been used before with different parameters.",
             )
         if known:
-            result: Output = json.loads(known[0]["result"], object_hook=_decode)
-            return result
-        result = operation(ctx, params)
+            first: Output = json.loads(known[0]["result"], object_hook=_decode)
+            return first
+        result = _now(operation(ctx, params))
         text = json.dumps(result, default=_encode)
         ctx.tx.insert(tables.client_tokens, **scope, parameters=digest, result=text, created=ctx.now)
         return result

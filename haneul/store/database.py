@@ -82,6 +82,12 @@ class Transaction:
         self._connection.execute(sa.delete(table).where(*conditions))
         self.wakes = True
 
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """An exception undoes this block only."""
+        with self._connection.begin_nested():
+            yield
+
     def revision(self) -> int:
         found = self._connection.execute(sa.select(tables.revision.c.value)).scalar()
         return int(found) if found is not None else 0
@@ -98,8 +104,8 @@ class Store:
     def __init__(self, url: str) -> None:
         self.url = url
         self._sqlite = url.startswith("sqlite")
-        options: dict[str, Any] = {"pool_size": 16, "max_overflow": 32} if not self._sqlite else {}
-        self.engine = sa.create_engine(url, **options)
+        # More connections than the API has worker threads: none of them ever waits for one.
+        self.engine = sa.create_engine(url, pool_size=16, max_overflow=64)
         if self._sqlite:
             _configure_sqlite(self.engine)
         self._listeners: list[Callable[[], None]] = []

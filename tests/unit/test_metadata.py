@@ -19,23 +19,29 @@ INSTANCE: dict[str, Any] = {
         "meta-data/placement/region": "r",
         "dynamic/instance-identity/document": "{}",
     },
-    "public_keys": {"my/key": "ssh-ed25519 AAAA me", "haneul": "ssh-ed25519 BBBB haneul"},
+    "public_keys": [["my/key", "ssh-ed25519 AAAA me"], ["haneul", "ssh-ed25519 BBBB haneul"]],
     "tags": {"Name": "x"},
     "user_data": "aGVsbG8=",
 }
 
 
-def get(path: str, token: str | None = None, instance: dict[str, Any] = INSTANCE, now: float = 1000, method: str = "GET") -> Answer:
+def get(
+    path: str, token: str | None = None, instance: dict[str, Any] = INSTANCE, now: float = 1000, method: str = "GET"
+) -> Answer:
     headers = {"x-aws-ec2-metadata-token": token} if token is not None else {}
     return answer(instance, method, path, headers, SECRET, now)
 
 
 def put(ttl: str, instance: dict[str, Any] = INSTANCE, **headers: str) -> Answer:
-    return answer(instance, "PUT", "/latest/api/token", {"x-aws-ec2-metadata-token-ttl-seconds": ttl} | headers, SECRET, 1000)
+    return answer(
+        instance, "PUT", "/latest/api/token", {"x-aws-ec2-metadata-token-ttl-seconds": ttl} | headers, SECRET, 1000
+    )
 
 
 def test_listings_and_leaves() -> None:
-    assert get("/latest/").body == b"dynamic\nmeta-data\nuser-data".replace(b"dynamic", b"dynamic/").replace(b"meta-data", b"meta-data/")
+    assert get("/latest/").body == b"dynamic\nmeta-data\nuser-data".replace(b"dynamic", b"dynamic/").replace(
+        b"meta-data", b"meta-data/"
+    )
     assert get("/2009-04-04/meta-data/instance-id").body == b"i-1"
     assert get("/latest/meta-data/").body == b"instance-id\nplacement/\npublic-keys/\ntags/"
     assert get("/latest/meta-data/public-keys/").body == b"0=my/key\n1=haneul"
@@ -48,7 +54,13 @@ def test_listings_and_leaves() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/latest/nothing", "/1066-01-01/meta-data/", "/latest/meta-data/instance-id/x", "/latest/meta-data/public-keys/9/openssh-key", "/latest/../etc/passwd"],
+    [
+        "/latest/nothing",
+        "/1066-01-01/meta-data/",
+        "/latest/meta-data/instance-id/x",
+        "/latest/meta-data/public-keys/9/openssh-key",
+        "/latest/../etc/passwd",
+    ],
 )
 def test_what_is_not_there_is_404(path: str) -> None:
     assert get(path).status == 404

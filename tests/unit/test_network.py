@@ -78,7 +78,9 @@ def test_the_difference_touches_only_what_differs() -> None:
 
 
 def test_what_goes_is_unreferenced_before_it_is_deleted() -> None:
-    lines = nftables.difference(nftables.ruleset(NETWORK), nftables.ruleset(replace(NETWORK, interfaces=(), groups=()))).splitlines()
+    lines = nftables.difference(
+        nftables.ruleset(NETWORK), nftables.ruleset(replace(NETWORK, interfaces=(), groups=()))
+    ).splitlines()
     flushed = max(number for number, line in enumerate(lines) if line.startswith("flush"))
     deleted = min(number for number, line in enumerate(lines) if line.startswith("delete chain"))
     taken = max(number for number, line in enumerate(lines) if line.startswith("delete element"))
@@ -93,4 +95,8 @@ def test_members_of_a_group_are_a_set() -> None:
 
 def test_names_and_addresses_that_dnsmasq_hands_out() -> None:
     assert dnsmasq.dhcp_hosts(NETWORK) == f"{INTERFACE.mac},172.31.0.10,ip-172-31-0-10\n"
-    assert dnsmasq.hosts(NETWORK).split() == ["172.31.0.10", "ip-172-31-0-10.ec2.internal", "ec2-198-18-4-10.compute-1.amazonaws.com"]
+    assert dnsmasq.hosts(NETWORK).split() == [
+        "172.31.0.10",
+        "ip-172-31-0-10.ec2.internal",
+        "ec2-198-18-4-10.compute-1.amazonaws.com",
+    ]

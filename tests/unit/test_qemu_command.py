@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from dataclasses import replace
@@ -19,11 +20,13 @@ FILES = {"vol-0123456789abcdef0": Path("/data/volumes/a,b.qcow2")}
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
-    return list(zip(arguments, arguments[1:], strict=False))
+    return list(itertools.pairwise(arguments))
 
 
 def test_it_is_the_machine_of_the_spec() -> None:
-    spec = replace(SPEC, vcpus=2, memory_mib=512, nics=(NicSpec("eni-1", "vpc-1", "subnet-1", "06:00:00:00:00:01", "10.0.0.4"),))
+    spec = replace(
+        SPEC, vcpus=2, memory_mib=512, nics=(NicSpec("eni-1", "vpc-1", "subnet-1", "06:00:00:00:00:01", "10.0.0.4"),)
+    )
     found = _pairs(command(spec, PLACES, FILES, {"eni-1": 9}, "tcg"))
     assert ("-smp", "2") in found and ("-m", "512M") in found
     assert ("-netdev", "tap,id=net0,fd=9") in found
@@ -43,13 +46,19 @@ def test_a_given_kernel_is_of_the_first_boot_only(tmp_path: Path) -> None:
     assert script.index("-kernel") < script.index("while") and "-kernel" not in script[script.index("while") :]
 
 
-@pytest.mark.parametrize(("reasons", "boots"), [(["guest-shutdown"], 1), (["guest-reset", "guest-reset", "guest-shutdown"], 3)])
+@pytest.mark.parametrize(
+    ("reasons", "boots"), [(["guest-shutdown"], 1), (["guest-reset", "guest-reset", "guest-shutdown"], 3)]
+)
 def test_the_shell_boots_again_after_resets_only(tmp_path: Path, reasons: list[str], boots: int) -> None:
     """The shell itself, with a stand-in for QEMU that says on the event monitor how it ended."""
     places = Places(tmp_path)
     events = [json.dumps({"event": "SHUTDOWN", "data": {"reason": reason}}) for reason in reasons]
     (tmp_path / "todo").write_text("\n".join(events) + "\n")
-    fake = ["sh", "-c", f'head -n 1 {tmp_path}/todo >> {places.events}; sed -i 1d {tmp_path}/todo; echo boot >> {tmp_path}/boots']
+    fake = [
+        "sh",
+        "-c",
+        f"head -n 1 {tmp_path}/todo >> {places.events}; sed -i 1d {tmp_path}/todo; echo boot >> {tmp_path}/boots",
+    ]
     feed = (tmp_path / "feed").open("w")
     subprocess.run(lives(fake, None, places, feed.fileno()), pass_fds=(feed.fileno(),), check=True, timeout=30)
     assert (tmp_path / "boots").read_text().split() == ["boot"] * boots

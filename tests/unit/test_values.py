@@ -9,7 +9,9 @@ from tests.contract.test_networks import NETWORK
 
 
 def test_round_trips() -> None:
-    metadata = MetadataSpec("i-1", "vpc-1", ("10.0.0.4",), "required", "enabled", 1, {"a": "b"}, {"k": "v"}, {}, None)
+    metadata = MetadataSpec(
+        "i-1", "vpc-1", ("10.0.0.4",), "required", "enabled", 1, {"a": "b"}, (("k", "v"),), {}, None
+    )
     assignment = Assignment(7, "server-1", (SPEC,), (NETWORK,), (metadata,), SPEC.disks)
     assert from_json(Assignment, to_json(assignment)) == assignment
     facts = ServerFacts(2, 1024, "h", "real", {"tcg": ""})

@@ -92,7 +92,7 @@ def tree(instance: Instance) -> dict[str, Any]:
     meta = root.setdefault("meta-data", {})
     keys = {
         str(number): (f"{number}={_one_line(name)}", {"openssh-key": text})
-        for number, (name, text) in enumerate(instance["public_keys"].items())
+        for number, (name, text) in enumerate(instance["public_keys"])
     }
     if keys:
         meta["public-keys"] = keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,9 +11,11 @@ from haneul.model.ids import is_id
 from haneul.model.image import CatalogueImage
 from haneul.services.context import Context, Input, Output, ec2, moment
 from haneul.services.describe import check_ids, matching, page
-from haneul.services.ec2 import tags
+from haneul.services.ec2 import tags, volumes
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
+
+_AMI_NAME = re.compile(r"[a-zA-Z0-9()\[\] ./\-'@_]{3,128}\Z")
 
 #: The owner of the catalogue, as `OwnerId` shows it and `--owners` takes it.
 CATALOGUE_OWNER = "100000000000"
@@ -198,7 +201,7 @@ def describe_images(ctx: Context, params: Input) -> Output:
     if users:
         items = [item for item in items if ("all" in users and item["Public"]) or "self" in users]
     shown, token = page(
-        ctx, params, matching(params, items, _FILTERS), lambda item: item["ImageId"], ids="ImageIds", least=1
+        ctx, params, matching(ctx, params, items, _FILTERS), lambda item: item["ImageId"], ids="ImageIds", least=1
     )
     return {"Images": shown, "NextToken": token}
 
@@ -223,8 +226,17 @@ def _disk_of_snapshot(ctx: Context, snapshot: str) -> Row:
     return rows[0]
 
 
+def _check_more(mappings: list[dict[str, Any]]) -> None:
+    """Data volumes of an image: blank ones only."""
+    for one in mappings:
+        if one.get("Ebs", {}).get("SnapshotId"):
+            raise CloudError("UnsupportedOperation", "haneul does not have snapshots of data volumes yet.")
+        volumes.check_mapping(one.get("Ebs", {}), 1, 0)
+
+
 def _root_mapping(params: Input, root: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     mappings = params.get("BlockDeviceMappings", [])
+    volumes.check_devices(mappings)
     roots = [one for one in mappings if one.get("DeviceName") == root]
     return (roots[0].get("Ebs", {}) if roots else {}), [one for one in mappings if one.get("DeviceName") != root]
 
@@ -235,13 +247,18 @@ def register_image(ctx: Context, params: Input) -> Output:
     name = params.get("Name")
     if not name:
         raise missing("Name")
-    if not 3 <= len(name) <= 128:
-        raise CloudError("InvalidAMIName.Malformed", "AMI names must be between 3 and 128 characters long.")
+    if not _AMI_NAME.match(name):
+        raise CloudError(
+            "InvalidAMIName.Malformed",
+            "AMI names must be between 3 and 128 characters long, and may contain letters, numbers, "
+            "'(', ')', '.', '-', '/' and '_'.",
+        )
     if ctx.own(tables.images, name=name, available=True):
         raise CloudError("InvalidAMIName.Duplicate", f"AMI name {name} is already in use by AMI")
     if params.get("VirtualizationType", "hvm") != "hvm":
         raise combination("haneul launches images of VirtualizationType hvm on this server; give hvm.")
     root = params.get("RootDeviceName", "/dev/xvda")
+    volumes.check_device(root)
     ebs, others = _root_mapping(params, root)
     if params.get("ImageLocation"):
         source = _disk_of_location(ctx, params["ImageLocation"])
@@ -251,12 +268,8 @@ def register_image(ctx: Context, params: Input) -> Output:
         raise combination(f"A snapshot is needed for the root device {root}, or an ImageLocation.")
     if params.get("Architecture", source["architecture"]) != source["architecture"]:
         raise invalid(params["Architecture"], "architecture", f"The snapshot holds {source['architecture']}.")
-    size = ebs.get("VolumeSize", source["size_gib"])
-    if size < source["size_gib"]:
-        raise CloudError(
-            "InvalidBlockDeviceMapping",
-            f"Volume of size {size}GB is smaller than snapshot, expect size >= {source['size_gib']}GB",
-        )
+    size = volumes.check_mapping(ebs, source["size_gib"], source["size_gib"])["size_gib"]
+    _check_more(others)
     wanted = tags.specified(params, "image", "snapshot").get("image", {})
     image_id = ctx.add(
         tables.images,

@@ -116,7 +116,7 @@ def describe_instance_types(ctx: Context, params: Input) -> Output:
             "InvalidInstanceType", f"The following supplied instance types do not exist: [{', '.join(unknown)}]"
         )
     chosen = [one for name, one in instance_types().items() if not wanted or name in wanted]
-    items = matching(params, map(_view, chosen), _FILTERS, taggable=False)
+    items = matching(ctx, params, map(_view, chosen), _FILTERS, taggable=False)
     shown, token = page(ctx, params, items, lambda item: item["InstanceType"], ids="InstanceTypes")
     return {"InstanceTypes": shown, "NextToken": token}
 
@@ -133,6 +133,6 @@ def describe_instance_type_offerings(ctx: Context, params: Input) -> Output:
         {"InstanceType": name, "LocationType": kind, "Location": place} for name in instance_types() for place in places
     ]
     known = {"location": "Location", "instance-type": "InstanceType"}
-    wanted = matching(params, items, known, taggable=False)
+    wanted = matching(ctx, params, items, known, taggable=False)
     shown, token = page(ctx, params, wanted, lambda item: f"{item['InstanceType']}\0{item['Location']}")
     return {"InstanceTypeOfferings": shown, "NextToken": token}

@@ -14,7 +14,7 @@ from haneul.errors import CloudError, combination, invalid, missing
 from haneul.model.instance import Reason, State, user_initiated
 from haneul.model.region import zone_id
 from haneul.services import placement
-from haneul.services.context import Context, Input, Output, ec2, gmt, moment
+from haneul.services.context import Context, Input, Later, Output, ec2, gmt, moment
 from haneul.services.describe import check_ids, matching, page, require
 from haneul.services.ec2 import instance_types, launch
 from haneul.services.ec2.instance_views import reservations, state_of, state_view, views
@@ -126,13 +126,14 @@ _FILTERS = {
 def describe_instances(ctx: Context, params: Input) -> Output:
     wanted = params.get("InstanceIds", [])
     rows = find(ctx, wanted) if wanted else ctx.own(tables.instances)
-    items = matching(params, views(ctx, rows), _FILTERS)
+    items = matching(ctx, params, views(ctx, rows), _FILTERS)
     shown, token = page(ctx, params, items, _launch_order, ids="InstanceIds")
     return {"Reservations": reservations(ctx, shown), "NextToken": token}
 
 
 def _launch_order(item: dict[str, Any]) -> str:
-    return f"{item['LaunchTime'].timestamp():017.6f} {item['InstanceId']}"
+    # Not by the launch time: a start changes it, and an instance must not appear on two pages.
+    return f"{item['UsageOperationUpdateTime'].timestamp():017.6f} {item['InstanceId']}"
 
 
 _STATUS_FILTERS = {
@@ -182,7 +183,7 @@ def describe_instance_status(ctx: Context, params: Input) -> Output:
     rows = find(ctx, wanted) if wanted else ctx.own(tables.instances)
     if not params.get("IncludeAllInstances"):
         rows = [row for row in rows if state_of(row) == "running"]
-    items = matching(params, [_status(ctx, row) for row in rows], _STATUS_FILTERS, taggable=False)
+    items = matching(ctx, params, [_status(ctx, row) for row in rows], _STATUS_FILTERS, taggable=False)
     shown, token = page(ctx, params, items, lambda item: item["InstanceId"], ids="InstanceIds")
     return {"InstanceStatuses": shown, "NextToken": token}
 
@@ -317,22 +318,29 @@ def terminate_instances(ctx: Context, params: Input) -> Output:
 
 
 @ec2
-def get_console_output(ctx: Context, params: Input) -> Output:
+def get_console_output(ctx: Context, params: Input) -> Later:
     """The last 64 KiB of the serial console. `Latest` is always true here: nothing is cached."""
     (row,) = find(ctx, [params["InstanceId"]])
-    output = b""
-    if state_of(row) != "terminated":
-        output = ctx.ask.console_output(row["server_id"], row["id"], ASK_SECONDS)
-    return {"InstanceId": row["id"], "Timestamp": ctx.time, "Output": base64.b64encode(output).decode()}
+    gone = state_of(row) == "terminated"
+
+    def ask() -> Output:
+        output = b"" if gone else ctx.ask.console_output(row["server_id"], row["id"], ASK_SECONDS)
+        return {"InstanceId": row["id"], "Timestamp": ctx.time, "Output": base64.b64encode(output).decode()}
+
+    return Later(ask)
 
 
 @ec2
-def get_console_screenshot(ctx: Context, params: Input) -> Output:
+def get_console_screenshot(ctx: Context, params: Input) -> Later:
     (row,) = find(ctx, [params["InstanceId"]])
     if state_of(row) != "running":
         raise _incorrect(row, "captured")
-    png = ctx.ask.screenshot(row["server_id"], row["id"], ASK_SECONDS)
-    return {"InstanceId": row["id"], "ImageData": base64.b64encode(_jpeg(png)).decode()}
+
+    def ask() -> Output:
+        png = ctx.ask.screenshot(row["server_id"], row["id"], ASK_SECONDS)
+        return {"InstanceId": row["id"], "ImageData": base64.b64encode(_jpeg(png)).decode()}
+
+    return Later(ask)
 
 
 def _jpeg(png: bytes) -> bytes:

@@ -48,12 +48,27 @@ def _public_text(key: Any) -> str:
     return str(key.public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH).decode())
 
 
+def _rfc4716(text: str) -> bytes:
+    """The OpenSSH form of a key in the SSH2 form (RFC 4716): headers go, the rest is the blob."""
+    lines = text.splitlines()[1:-1]
+    while lines and (":" in lines[0] or lines[0].endswith("\\")):
+        continued = lines.pop(0).endswith("\\")
+        while continued and lines:
+            continued = lines.pop(0).endswith("\\")
+    blob = "".join(lines)
+    raw = base64.b64decode(blob)
+    kind = raw[4 : 4 + int.from_bytes(raw[:4], "big")].decode("ascii")
+    return f"{kind} {blob}".encode()
+
+
 def read_public_key(material: bytes) -> tuple[str, str, str]:
     """(kind, OpenSSH text, fingerprint) of OpenSSH, PEM or base64-DER material. Raises InvalidKey.Format."""
     text = material.decode("ascii", "replace").strip()
     try:
         if text.startswith("-----BEGIN"):
             key: Any = s.load_pem_public_key(material)
+        elif text.startswith("---- BEGIN SSH2 PUBLIC KEY ----"):
+            key = s.load_ssh_public_key(_rfc4716(text))
         elif text.startswith(("ssh-", "ecdsa-")):
             key = s.load_ssh_public_key(" ".join(text.split()[:2]).encode())
         else:
@@ -80,8 +95,8 @@ def find(ctx: Context, name: str) -> Row:
 
 def _insert(ctx: Context, params: Input, kind: str, public: str, fingerprint: str) -> Output:
     name = params["KeyName"]
-    if not name or len(name) > 255 or not name.isascii():
-        raise invalid(name[:260], "KeyName", "It has 1 to 255 ASCII characters.")
+    if not name or len(name) > 255 or not name.isascii() or not name.isprintable():
+        raise invalid(name[:260], "KeyName", "It has 1 to 255 printable ASCII characters.")
     if ctx.own(tables.key_pairs, name=name):
         raise CloudError("InvalidKeyPair.Duplicate", f"The keypair '{name}' already exists.")
     wanted = tags.specified(params, "key-pair").get("key-pair", {})
@@ -148,4 +163,4 @@ def describe_key_pairs(ctx: Context, params: Input) -> Output:
         | ({"PublicKey": row["public_key"]} if params.get("IncludePublicKey") else {})
         for row in sorted(rows, key=lambda row: row["name"])
     ]
-    return {"KeyPairs": matching(params, items, _FILTERS)}
+    return {"KeyPairs": matching(ctx, params, items, _FILTERS)}

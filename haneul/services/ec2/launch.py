@@ -15,7 +15,7 @@ from typing import Any
 from haneul.errors import CloudError, combination, invalid, missing
 from haneul.model.instance_types import InstanceType
 from haneul.model.network import free_address, mac_address
-from haneul.model.region import zones
+from haneul.model.region import zone_id, zones
 from haneul.services import placement
 from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.ec2 import (
@@ -34,6 +34,9 @@ from haneul.store.database import Row
 DEFAULT_TYPE = "t3.micro"
 MAX_USER_DATA = 16384
 MAX_COUNT = 1000
+MAX_GROUPS = 5
+
+_CAPACITY = ("InsufficientInstanceCapacity", "InsufficientAddressCapacity", "InsufficientFreeAddressesInSubnet")
 
 _UNSUPPORTED = {
     "LaunchTemplate": "launch templates",
@@ -44,6 +47,9 @@ _UNSUPPORTED = {
     "Ipv6Addresses": "IPv6 addresses",
     "KernelId": "kernel images of your own",
     "RamdiskId": "RAM disk images of your own",
+    "Ipv6AddressCount": "IPv6 addresses",
+    "CpuOptions": "CPU options",
+    "EnablePrimaryIpv6": "IPv6 addresses",
 }
 
 
@@ -92,9 +98,10 @@ def run_instances(ctx: Context, params: Input) -> Output:
     made: list[str] = []
     for index in range(most):
         try:
-            made.append(_launch_one(ctx, launch, reservation, index))
+            with ctx.tx.savepoint():
+                made.append(_launch_one(ctx, launch, reservation, index))
         except CloudError as error:
-            if error.code == "InsufficientInstanceCapacity" and len(made) >= least:
+            if error.code in _CAPACITY and len(made) >= least:
                 break
             raise
     return instance_views.reservation(ctx, made)
@@ -144,6 +151,24 @@ def _check_fits(image: Row, instance_type: InstanceType) -> None:
         )
 
 
+_UNSUPPORTED_INTERFACE = {
+    "Ipv6AddressCount": "IPv6 addresses",
+    "Ipv6Addresses": "IPv6 addresses",
+    "Ipv6Prefixes": "IPv6 addresses",
+    "Ipv4Prefixes": "prefix delegation",
+    "SecondaryPrivateIpAddressCount": "secondary private addresses",
+}
+
+
+def _take_primary(interface: dict[str, Any]) -> None:
+    """Terraform gives the address as a list of one."""
+    given = interface.get("PrivateIpAddresses", [])
+    if len(given) > 1:
+        raise CloudError("UnsupportedOperation", "haneul does not have secondary private addresses yet.")
+    if given:
+        interface["PrivateIpAddress"] = given[0].get("PrivateIpAddress", "")
+
+
 def _interface(params: Input) -> dict[str, Any]:
     """The one `NetworkInterface` of the request (Terraform's form), or an empty one."""
     given = params.get("NetworkInterfaces", [])
@@ -156,6 +181,10 @@ def _interface(params: Input) -> dict[str, Any]:
         raise CloudError("InvalidParameterValue", "The first network interface must have the device index 0.")
     if one.get("NetworkInterfaceId"):
         raise CloudError("UnsupportedOperation", "haneul does not launch with existing interfaces yet.")
+    for name, what in _UNSUPPORTED_INTERFACE.items():
+        if one.get(name):
+            raise CloudError("UnsupportedOperation", f"haneul does not have {what} yet (NetworkInterface.{name}).")
+    _take_primary(one)
     for name in ("SubnetId", "SecurityGroupIds", "SecurityGroups", "PrivateIpAddress"):
         if params.get(name):
             raise combination(
@@ -165,7 +194,11 @@ def _interface(params: Input) -> dict[str, Any]:
 
 
 def _subnet(ctx: Context, params: Input, interface: dict[str, Any]) -> Row:
-    zone = params.get("Placement", {}).get("AvailabilityZone")
+    placement_given = params.get("Placement", {})
+    zone = placement_given.get("AvailabilityZone")
+    if placement_given.get("AvailabilityZoneId"):
+        by_id = {zone_id(one): one for one in zones(ctx.region)}
+        zone = by_id.get(placement_given["AvailabilityZoneId"], placement_given["AvailabilityZoneId"])
     if zone and zone not in zones(ctx.region):
         raise invalid(zone, "availabilityZone", "It is not a zone of this region.")
     subnet_id = interface.get("SubnetId") or params.get("SubnetId")
@@ -190,6 +223,10 @@ def _groups(ctx: Context, params: Input, interface: dict[str, Any], subnet: Row)
 
 def check_groups(ctx: Context, wanted: list[str], vpc_id: str) -> list[str]:
     """The groups as they are, if all are of the VPC."""
+    if len(wanted) > MAX_GROUPS:
+        raise CloudError(
+            "SecurityGroupsPerInterfaceLimitExceeded", f"An interface has at most {MAX_GROUPS} security groups."
+        )
     for one in wanted:
         if security_groups.find(ctx, one)["vpc_id"] != vpc_id:
             raise CloudError("InvalidParameter", f"Security group {one} and the subnet belong to different networks.")
@@ -214,9 +251,13 @@ def _address(ctx: Context, params: Input, interface: dict[str, Any], subnet: Row
 
 def _volumes(image: Row, params: Input) -> list[_Volume]:
     root = image["root_device"]
-    given = {one.get("DeviceName", ""): one for one in params.get("BlockDeviceMappings", ())}
-    if len(given) != len(params.get("BlockDeviceMappings", ())):
-        raise CloudError("InvalidBlockDeviceMapping", "The device names of a mapping must be given and differ.")
+    volumes.check_devices(params.get("BlockDeviceMappings", []))
+    given = {one["DeviceName"]: one for one in params.get("BlockDeviceMappings", ())}
+    if "NoDevice" in given.get(root, {}):
+        raise CloudError("InvalidBlockDeviceMapping", f"The root device {root} cannot be left out.")
+    snapshot = given.get(root, {}).get("Ebs", {}).get("SnapshotId", image["snapshot_id"])
+    if snapshot != image["snapshot_id"]:
+        raise CloudError("InvalidBlockDeviceMapping", f"snapshotId cannot be modified on root device {root}")
     mappings = {one["DeviceName"]: one for one in image["block_devices"]} | given
     least = image["size_gib"]
     root_values = volumes.check_mapping(mappings.pop(root, {}).get("Ebs", {}), least, least)

@@ -42,7 +42,7 @@ def _describe(
     labels = tags.of(ctx, [row["id"] for row in rows])
     label_field = "TagSet" if table is tables.interfaces else "Tags"
     items = [view(ctx, row) | {"Tags": labels[row["id"]], label_field: labels[row["id"]]} for row in rows]
-    shown, token = page(ctx, params, matching(params, items, known), lambda item: item[key], ids=ids)
+    shown, token = page(ctx, params, matching(ctx, params, items, known), lambda item: item[key], ids=ids)
     return {answer: shown, "NextToken": token}
 
 

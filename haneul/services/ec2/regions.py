@@ -20,7 +20,7 @@ def describe_regions(ctx: Context, params: Input) -> Output:
         for name in names
     ]
     known = {"endpoint": "Endpoint", "region-name": "RegionName", "opt-in-status": "OptInStatus"}
-    return {"Regions": matching(params, items, known, taggable=False)}
+    return {"Regions": matching(ctx, params, items, known, taggable=False)}
 
 
 _ZONE_FILTERS = {
@@ -57,4 +57,4 @@ def describe_availability_zones(ctx: Context, params: Input) -> Output:
                 raise CloudError("InvalidParameterValue", f"Invalid availability zone: [{one}]")
         if params.get(parameter):
             items = [item for item in items if item[field] in params[parameter]]
-    return {"AvailabilityZones": matching(params, items, _ZONE_FILTERS, taggable=False)}
+    return {"AvailabilityZones": matching(ctx, params, items, _ZONE_FILTERS, taggable=False)}

@@ -18,6 +18,7 @@ from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
 
+MAX_RULES = 60
 _NAME = re.compile(r"[\w .:/()#,@\[\]+=&;{}!$*-]{1,255}\Z", re.ASCII)
 _LEGACY = ("IpProtocol", "FromPort", "ToPort", "CidrIp", "SourceSecurityGroupName")
 
@@ -88,6 +89,9 @@ def _permissions(params: Input) -> list[dict[str, Any]]:
 
 
 def _peer(ctx: Context, pair: dict[str, Any], vpc_id: str) -> str:
+    if pair.get("UserId", ctx.account) != ctx.account:
+        other = pair.get("GroupId") or pair.get("GroupName", "")
+        raise CloudError("InvalidGroup.NotFound", f"The security group '{other}' does not exist")
     if pair.get("GroupId"):
         return str(find(ctx, pair["GroupId"])["id"])
     if pair.get("GroupName"):
@@ -191,6 +195,8 @@ def _permission_views(ctx: Context, rows: Iterable[Row]) -> list[dict[str, Any]]
 @ec2
 def create_security_group(ctx: Context, params: Input) -> Output:
     name, description = params["GroupName"], params["Description"]
+    if not description:
+        raise missing("GroupDescription")
     for value, parameter in ((name, "groupName"), (description, "GroupDescription")):
         if not _NAME.match(value):
             raise CloudError(
@@ -256,6 +262,10 @@ def _authorize(ctx: Context, params: Input, direction: Direction) -> Output:
         if rule in present:
             raise CloudError("InvalidPermission.Duplicate", f'the specified rule "{_spell(rule)}" already exists')
         present.add(rule)
+        if sum(one.direction == direction for one in present) > MAX_RULES:
+            raise CloudError(
+                "RulesPerSecurityGroupLimitExceeded", f"A security group has at most {MAX_RULES} rules a direction."
+            )
         # Rules are shown in the order in which they were given.
         created.append(_insert_rule(ctx, group["id"], rule, description, ctx.now + len(created) * 1e-6))
         tags.put(ctx, created[-1], wanted_tags)
@@ -378,7 +388,7 @@ def describe_security_groups(ctx: Context, params: Input) -> Output:
                 "Tags": labels[row["id"]],
             }
         )
-    found = matching(params, items, _FILTERS)
+    found = matching(ctx, params, items, _FILTERS)
     shown, token = page(ctx, params, found, lambda item: item["GroupId"], ids="GroupIds")
     return {"SecurityGroups": shown, "NextToken": token}
 
@@ -397,6 +407,6 @@ def describe_security_group_rules(ctx: Context, params: Input) -> Output:
     labels = tags.of(ctx, [row["id"] for row in rows])
     items = [_rule_view(ctx, row, labels[row["id"]]) for row in rows if not ids or row["id"] in ids]
     known = {"group-id": "GroupId", "security-group-rule-id": "SecurityGroupRuleId"}
-    found = matching(params, items, known)
+    found = matching(ctx, params, items, known)
     shown, token = page(ctx, params, found, lambda item: item["SecurityGroupRuleId"], ids="SecurityGroupRuleIds")
     return {"SecurityGroupRules": shown, "NextToken": token}

@@ -12,6 +12,7 @@ from haneul.services.describe import matching, page
 from haneul.store import tables
 
 MAX_TAGS = 50
+MAX_RESOURCES = 1000
 _TABLES = {
     "instance": (tables.instances, "InvalidInstanceID.NotFound", "instance ID"),
     "image": (tables.images, "InvalidAMIID.NotFound", "image ID"),
@@ -53,14 +54,14 @@ def check(tags: Iterable[dict[str, Any]]) -> dict[str, str]:
     wanted: dict[str, str] = {}
     for tag in tags:
         key, value = tag.get("Key", ""), tag.get("Value", "")
-        if not key or len(key) > 128:
-            raise CloudError("InvalidParameterValue", "Tag keys have 1 to 128 characters.")
+        if not key or len(key) > 128 or not key.isprintable():
+            raise CloudError("InvalidParameterValue", "Tag keys have 1 to 128 printable characters.")
         if key.lower().startswith("aws:"):
             raise CloudError(
                 "InvalidParameterValue", f"Tag keys starting with 'aws:' are reserved for internal use: {key}"
             )
-        if len(value) > 256:
-            raise CloudError("InvalidParameterValue", f"Tag values have at most 256 characters: {key}")
+        if len(value) > 256 or not (value.isprintable() or value == ""):
+            raise CloudError("InvalidParameterValue", f"Tag values have at most 256 printable characters: {key}")
         if key in wanted:
             raise CloudError("InvalidParameterValue", f"Duplicate tag key '{key}' specified.")
         wanted[key] = value
@@ -88,7 +89,7 @@ def put(ctx: Context, resource: str, wanted: dict[str, str]) -> None:
         return
     kind = resource_type(resource)
     present = {row["key"] for row in ctx.tx.select(tables.tags, resource_id=resource)}
-    user_keys = {key for key in present | set(wanted) if not key.startswith("haneul:")}
+    user_keys = {key for key in present | set(wanted) if not key.startswith("aws:")}
     if len(user_keys) > MAX_TAGS:
         raise CloudError("TagLimitExceeded", f"The maximum number of tags for a resource is {MAX_TAGS}.")
     ctx.tx.delete(tables.tags, tables.tags.c.key.in_(list(wanted)), resource_id=resource)
@@ -108,9 +109,18 @@ def remove_all(ctx: Context, resource: str) -> None:
     ctx.tx.delete(tables.tags, resource_id=resource)
 
 
+def _check_count(given: Sequence[Any]) -> None:
+    if len(given) > MAX_TAGS:
+        raise CloudError("TagLimitExceeded", f"The maximum number of tags for a resource is {MAX_TAGS}.")
+
+
 def _check_resources(ctx: Context, ids: Sequence[str]) -> None:
+    if len(ids) > MAX_RESOURCES:
+        raise CloudError("InvalidParameterValue", f"At most {MAX_RESOURCES} resources can be tagged in one call.")
     for one in ids:
         kind = resource_type(one)
+        if kind == "snapshot":
+            raise not_found("InvalidSnapshot.NotFound", "snapshot", [one])
         if kind not in _TABLES:
             raise CloudError("InvalidID", f"The ID '{one}' is not valid")
         table, code, what = _TABLES[kind]
@@ -124,6 +134,7 @@ def create_tags(ctx: Context, params: Input) -> Output:
     wanted = check(params["Tags"])
     if not wanted:
         raise missing("Tag")
+    _check_count(params["Tags"])
     _check_resources(ctx, params["Resources"])
     for resource in dict.fromkeys(params["Resources"]):
         put(ctx, resource, wanted)
@@ -134,10 +145,13 @@ def create_tags(ctx: Context, params: Input) -> Output:
 @ec2
 def delete_tags(ctx: Context, params: Input) -> Output:
     """A tag without a value goes whatever its value; with one, only if it has that value; none: all go."""
+    given = params.get("Tags", [])
     _check_resources(ctx, params["Resources"])
+    check({"Key": tag.get("Key", "")} for tag in given)
+    _check_count(given)
     for resource in dict.fromkeys(params["Resources"]):
-        for tag in params.get("Tags", ()):
-            same = {"resource_id": resource, "key": tag.get("Key", "")}
+        for tag in given:
+            same = {"resource_id": resource, "key": tag["Key"]}
             ctx.tx.delete(tables.tags, **(same | ({"value": tag["Value"]} if "Value" in tag else {})))
         if not params.get("Tags"):
             ctx.tx.delete(tables.tags, ~tables.tags.c.key.startswith("aws:"), resource_id=resource)
@@ -163,6 +177,6 @@ def describe_tags(ctx: Context, params: Input) -> Output:
     ]
     known = {"key": "Key", "value": "Value", "resource-id": "ResourceId", "resource-type": "ResourceType"}
     with_tag = [item | {"Tags": [{"Key": item["Key"], "Value": item["Value"]}]} for item in items]
-    wanted = matching(params, with_tag, known)
+    wanted = matching(ctx, params, with_tag, known)
     shown, token = page(ctx, params, wanted, lambda item: f"{item['ResourceId']}\0{item['Key']}")
     return {"Tags": shown, "NextToken": token}

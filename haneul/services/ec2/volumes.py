@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from haneul.errors import CloudError, invalid
+from haneul.errors import CloudError, combination, invalid
 from haneul.services.context import Context, Input, Output, ec2, moment
-from haneul.services.describe import matching, page, require
+from haneul.services.describe import check_ids, matching, page
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
 
 _KINDS = ("standard", "gp2", "gp3", "io1", "io2", "st1", "sc1")
 MAX_GIB = 16384
+MAX_MAPPINGS = 27
+_DEVICE = re.compile(r"(?:/dev/)?(?:(?:sd|hd|vd)[a-z][0-9]{0,2}|xvd[a-z]{1,2}[0-9]{0,2})\Z")
 
 
 def attachment_state(row: Row, instance: Row | None) -> str:
@@ -75,21 +78,48 @@ def describe_volumes(ctx: Context, params: Input) -> Output:
     rows = ctx.own(tables.volumes)
     wanted = params.get("VolumeIds", [])
     known = {row["id"] for row in rows}
-    require(
-        "vol",
-        "InvalidVolumeID" if any(not one.startswith("vol-") for one in wanted) else "InvalidVolume",
-        "volume",
-        wanted,
-        known,
-    )
+    check_ids("vol", "InvalidVolumeID", wanted)
+    for one in wanted:
+        if one not in known:
+            raise CloudError("InvalidVolume.NotFound", f"The volume '{one}' does not exist.")
     rows = [row for row in rows if not wanted or row["id"] in wanted]
     labels = tags.of(ctx, [row["id"] for row in rows])
     holders = ctx.tx.among(tables.instances, "id", [row["instance_id"] for row in rows if row["instance_id"]])
     instances = {row["id"]: row for row in holders}
     items = [_view(row, instances.get(row["instance_id"]), labels[row["id"]]) for row in rows]
-    found = matching(params, items, _FILTERS)
+    found = matching(ctx, params, items, _FILTERS)
     shown, token = page(ctx, params, found, lambda item: item["VolumeId"], ids="VolumeIds")
     return {"Volumes": shown, "NextToken": token}
+
+
+def check_device(name: str) -> None:
+    if not _DEVICE.match(name):
+        raise CloudError("InvalidBlockDeviceMapping", f"Invalid device name {name[:40]!r}")
+
+
+def check_devices(mappings: list[dict[str, Any]]) -> None:
+    """Every mapping names a device of its own, and there are not too many."""
+    if len(mappings) > MAX_MAPPINGS:
+        raise CloudError("AttachmentLimitExceeded", f"An instance has at most {MAX_MAPPINGS} volumes.")
+    names = [one.get("DeviceName", "") for one in mappings]
+    for name in names:
+        check_device(name)
+    if len(set(names)) != len(names):
+        raise CloudError("InvalidBlockDeviceMapping", "The device names of a block device mapping must differ.")
+
+
+def _check_speed(kind: str, ebs: dict[str, Any]) -> None:
+    iops, throughput = ebs.get("Iops"), ebs.get("Throughput")
+    if kind in ("io1", "io2") and iops is None:
+        raise CloudError("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
+    if iops is not None and kind not in ("gp3", "io1", "io2"):
+        raise combination(f"The parameter iops is not supported for {kind} volumes.")
+    if throughput is not None and kind != "gp3":
+        raise combination(f"The parameter throughput is not supported for {kind} volumes.")
+    if iops is not None and not 100 <= iops <= 256000:
+        raise invalid(iops, "iops", "It is between 100 and 256000.")
+    if throughput is not None and not 125 <= throughput <= 2000:
+        raise invalid(throughput, "throughput", "It is between 125 and 2000.")
 
 
 def check_mapping(ebs: dict[str, Any], least_gib: int, default_gib: int) -> dict[str, Any]:
@@ -99,6 +129,7 @@ def check_mapping(ebs: dict[str, Any], least_gib: int, default_gib: int) -> dict
         raise invalid(kind, "VolumeType")
     if ebs.get("Encrypted") or ebs.get("KmsKeyId"):
         raise CloudError("UnsupportedOperation", "haneul does not encrypt volumes yet.")
+    _check_speed(kind, ebs)
     size = ebs.get("VolumeSize", default_gib)
     if not size:
         raise CloudError("MissingParameter", "The request must contain the parameter size or snapshotId")
