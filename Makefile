@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Commands that need root; empty for root itself.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -E env PATH=$$PATH")
 
-.PHONY: run setup test test-slow check format lock clean
+.PHONY: run setup test test-slow check format docs lock clean
 
 run: setup  ## Set up, build the image, start haneul, launch an instance and ask it who it is
 	$(SUDO) $(BIN)/haneul quickstart
@@ -32,6 +32,9 @@ check: .venv/installed  ## Linters, types and the direction of imports
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/installed  ## The table of operations
+	$(BIN)/python scripts/operations
 
 lock: .venv/installed  ## Choose versions anew and write requirements.lock
 	$(BIN)/uv pip compile -q --upgrade --group dev --group lock pyproject.toml --generate-hashes --universal --no-header -o requirements.lock
