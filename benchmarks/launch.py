@@ -102,8 +102,10 @@ def by_hand(haneul: Haneul, parts: RealParts, instance: str, image: str, user: s
     owner = volume.stat().st_uid
     base = parts.disks.images / image / "disk.qcow2"
     size = str(qcow2_size(volume))
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(volume), size], check=True
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(volume), size]
+    # The kernel closes a killed QEMU's files one after another: its lock on the disk may go last.
+    eventually(
+        "a fresh overlay", lambda: subprocess.run(create, check=True, capture_output=True).returncode == 0, 10, 0.02
     )
     os.chown(volume, owner, owner)
     tap = open_tap(parts, spec)

@@ -120,6 +120,9 @@ class QemuMachines:
         count, accelerator = boot["boot_count"], boot["accelerator"]
         if locks.held(places.lock):
             self._watch(instance_id, places)
+            if not boot["begun"] and instance_id not in self._children:
+                # haneul ended between starting QEMU and hearing from it.
+                _write_json(places.boot, boot | {"begun": True})
             power: Literal["running", "stopping"] = "running"
             stopping = self._stopping(places)
             phase = "on"
@@ -128,7 +131,7 @@ class QemuMachines:
                 phase = "shutting down" if stopping.why == "stop" else "rebooting"
             return MachineReport(instance_id, power, count, phase=phase, accelerator=accelerator)
         if not boot["begun"]:
-            # haneul ended between writing this down and starting QEMU: that boot has not happened.
+            # QEMU was never heard of (or haneul ended before it could start it): that boot has not happened.
             return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
         cause, detail = self._ending(places)
         return MachineReport(instance_id, "off", count, cause, detail, "off", accelerator)
@@ -198,8 +201,8 @@ class QemuMachines:
         boot = {"boot_count": spec.boot_count, "accelerator": accelerator, "begun": False}
         _write_json(places.boot, boot)
         await asyncio.to_thread(self._spawn, spec.instance_id, places, given, own, list(taps.values()), uid)
-        _write_json(places.boot, boot | {"begun": True})
         await self._until_it_answers(spec.instance_id, places)
+        _write_json(places.boot, boot | {"begun": True})
 
     def _kernel(self, spec: MachineSpec) -> Kernel | None:
         """The image's kernel: for a root disk that is an overlay on that image and was never booted."""

@@ -266,10 +266,5 @@ def launch(haneul: Haneul) -> Iterator[Callable[..., str]]:
         return instance
 
     yield one
-    ec2 = haneul.client()
-    for instance in made:
-        ec2.modify_instance_attribute(InstanceId=instance, DisableApiTermination={"Value": False}) if haneul.instance(
-            instance
-        )["State"]["Name"] not in ("terminated", "shutting-down") else None
     if made:
         haneul.terminate(*made)

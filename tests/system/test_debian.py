@@ -77,7 +77,7 @@ def guests(haneul: Haneul, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     )
     boto = answer["Instances"][0]["InstanceId"]
     yield Guests(cli, boto, key)
-    haneul.terminate(*(one for one in (cli, boto) if haneul.instance(one)["State"]["Name"] != "terminated"))
+    haneul.terminate(cli, boto)
     ec2.delete_key_pair(KeyName="journey")
 
 
