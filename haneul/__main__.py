@@ -89,7 +89,7 @@ def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -
     disks = Qcow2Disks(data / "volumes", images)
     machines = QemuMachines(data / "instances", disks.file, images, who.first_uid, server.accelerator, changed)
     networks = BridgeNetworks(runtime, who.tag, pool, settings.uplink == "nat")
-    metadata = MetadataProcess(runtime / "metadata", networks.namespace, machines.console_logs)
+    metadata = MetadataProcess(runtime / "metadata", networks.namespace, lambda: [*machines.logs(), *networks.logs()])
     return RealParts(machines, disks, networks, metadata, server, runtime)
 
 
@@ -144,6 +144,7 @@ class Lifecycle(cli.Lifecycle):
         store = ImageStore(settings.image_directory)
         drivers = _make_drivers(settings, who)
         async with cloud.start(settings, who, drivers, store.catalogue, daemon.control_path(settings.data)) as running:
+            daemon.share_with_invoker(settings.data, os.environ)
             log.info("serving on %s", running.settings.endpoint)
             if ready_fd is None:
                 print(f"haneul serves on {running.settings.endpoint} (Ctrl-C stops it; instances go on)", flush=True)
@@ -201,11 +202,17 @@ class Lifecycle(cli.Lifecycle):
         was_running = daemon.stop(settings.data)
         who = identity.load(settings.data)
         if who is None:
+            if purge:
+                shutil.rmtree(_purging(settings.data), ignore_errors=True)
             return was_running
         if (instances or purge) and settings.drivers != "fake":
             asyncio.run(self._end_machines(real_parts(settings, who, lambda: None), settings, purge))
         if purge:
-            shutil.rmtree(settings.data)
+            # Renamed first: killed in the middle, the next purge finds what is left.
+            gone = _purging(settings.data)
+            shutil.rmtree(gone, ignore_errors=True)
+            settings.data.rename(gone)
+            shutil.rmtree(gone)
         return was_running
 
     async def _end_machines(self, parts: RealParts, settings: Settings, purge: bool) -> None:
@@ -237,6 +244,14 @@ class Lifecycle(cli.Lifecycle):
     def images(self, settings: Settings) -> ImageStore:
         return ImageStore(settings.image_directory)
 
+    def image_users(self, settings: Settings, name: str) -> list[str]:
+        """The volumes that are overlays on an image: they are worth nothing without it, or with another one."""
+        from haneul.drivers.qcow2 import backing_file
+
+        base = str((settings.image_directory / name / "disk.qcow2").absolute())
+        volumes = settings.data / "volumes"
+        return [path.stem for path in volumes.glob("*.qcow2") if backing_file(path) == base]
+
     def doctor(self, settings: Settings) -> list[Finding]:
         found = [_program(program, package) for program, package in PROGRAMS.items()]
         root = os.geteuid() == 0
@@ -254,6 +269,10 @@ class Lifecycle(cli.Lifecycle):
             "",
         )
         return [*found, emulated]
+
+
+def _purging(data: Path) -> Path:
+    return data.with_name(f".{data.name}.purging")
 
 
 def _program(program: str, package: str) -> Finding:

@@ -61,6 +61,8 @@ class Lifecycle(Protocol):
 
     def images(self, settings: Settings) -> ImageStore: ...
 
+    def image_users(self, settings: Settings, name: str) -> list[str]: ...
+
     def doctor(self, settings: Settings) -> list[Finding]: ...
 
 
@@ -90,6 +92,13 @@ def run(lifecycle: Lifecycle) -> int:
         code = app(standalone_mode=False)
     except SettingsError as error:
         err.print(f"haneul: {error}", markup=False, highlight=False, soft_wrap=True)
+        return REFUSED
+    except PermissionError as error:
+        err.print(
+            f"haneul: {error.filename or error}: permission denied; this needs root: use sudo",
+            markup=False,
+            highlight=False,
+        )
         return REFUSED
     except typer.Exit as ending:
         return ending.exit_code
@@ -572,11 +581,20 @@ def image_build(
 
     Examples: `haneul image build`, `haneul image build tiny`, `haneul image build debian-12 --again`
     """
-    store = _lifecycle.images(config.load())
+    settings = config.load()
+    store = _lifecycle.images(settings)
     for name in names or [DEFAULT]:
+        if again:
+            _need_unused(settings, name)
         with _progress(every=True) as say:
             built = store.build(name, say, again=again)
         out.print(f"{built.disk} is {built.image_id}", highlight=False)
+
+
+def _need_unused(settings: Settings, name: str) -> None:
+    users = _lifecycle.image_users(settings, name)
+    if users:
+        raise SettingsError(f"volumes are made of {name}: {', '.join(users)}; terminate their instances first")
 
 
 @image_app.command("list")
@@ -599,14 +617,7 @@ def image_list(as_json: Json = False) -> None:
 def image_rm(name: Annotated[str, typer.Argument(help="The image's name.")]) -> None:
     """Remove a built image. Instances that were launched from it lose their base: terminate them first."""
     settings = config.load()
-    found = _status(settings)
-    users = [
-        one["instance"]
-        for one in (found or {"instances": []})["instances"]
-        if one["image"] == name and one["state"] != "terminated"
-    ]
-    if users:
-        raise SettingsError(f"instances are made of {name}: {', '.join(users)}; terminate them first")
+    _need_unused(settings, name)
     _lifecycle.images(settings).remove(name)
     out.print(f"{name} is removed")
 

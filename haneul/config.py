@@ -15,15 +15,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from haneul.errors import SettingsError
 
+SYSTEM_DATA = Path("/var/lib/haneul")
+
 
 def _is_root() -> bool:
     return os.geteuid() == 0
 
 
 def default_data() -> Path:
-    """`/var/lib/haneul` for root; below the home directory for others (who can use the fake drivers)."""
-    if _is_root():
-        return Path("/var/lib/haneul")
+    """`/var/lib/haneul` for root, and for others where it is there; else below the home directory (fake drivers)."""
+    if _is_root() or SYSTEM_DATA.exists():
+        return SYSTEM_DATA
     return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local/share"))) / "haneul"
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import logging.handlers
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from haneul.drivers import locks
 from haneul.errors import SettingsError
 
-START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
 
@@ -40,6 +43,20 @@ def be_the_only_one(data: Path) -> int:
     if descriptor is None:
         raise SettingsError(f"another haneul runs on {data}; `haneul status` shows it, `haneul down` stops it")
     return descriptor
+
+
+def share_with_invoker(data: Path, environment: Mapping[str, str]) -> None:
+    """Give whoever called sudo what `haneul env`, `ssh` and `status` need; that user could read it anyway."""
+    uid = environment.get("SUDO_UID", "")
+    if os.geteuid() != 0 or not uid.isdigit():
+        return
+    directory = data / "identity"
+    for path in (directory, *directory.iterdir(), control_path(data), lock_path(data)):
+        with contextlib.suppress(FileNotFoundError):
+            kind = path.lstat().st_mode
+            # The directory is the user's from now on: what is there is taken for what it is, no link followed.
+            if not stat.S_ISLNK(kind) and path.lstat().st_nlink <= (2 if stat.S_ISDIR(kind) else 1):
+                os.chown(path, int(uid), -1, follow_symlinks=False)
 
 
 def log_to_file(data: Path) -> None:
@@ -84,6 +101,8 @@ def stop(data: Path) -> bool:
             pass
     deadline = time.monotonic() + STOP_SECONDS
     while locks.held(path):
+        if not locks.holders(path) and locks.held(path):
+            raise PermissionError(errno.EPERM, "haneul belongs to another user", str(path))
         if time.monotonic() > deadline:
             for pid in locks.holders(path):
                 os.kill(pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from haneul.agent.link import Link
@@ -60,6 +60,7 @@ class Agent:
     drivers: Drivers
     server_id: str
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _wake_networks: asyncio.Event = field(default_factory=asyncio.Event)
     _assignment: Assignment | None = None
     _failures: dict[tuple[str, int], int] = field(default_factory=dict)
     _health: dict[str, _Health] = field(default_factory=dict)
@@ -73,20 +74,47 @@ class Agent:
     def wake(self) -> None:
         """Look again soon. Call it on the agent's loop (`loop.call_soon_threadsafe` from elsewhere)."""
         self._wake.set()
+        self._wake_networks.set()
 
     async def run(self) -> None:
-        """Passes until cancelled."""
+        """Passes until cancelled: one loop for machines, and one for networks, so that a rule waits for no boot."""
+        await asyncio.gather(
+            self._loop(self._wake, self.one_pass),
+            self._loop(self._wake_networks, self.network_pass),
+        )
+
+    async def _loop(self, wake: asyncio.Event, one_pass: Callable[[], Awaitable[bool]]) -> None:
         while True:
-            self._wake.clear()
+            wake.clear()
             try:
-                busy = await self.one_pass()
+                busy = await one_pass()
             except Exception:
                 log.exception("a pass failed; the next one tries again")
                 busy = False
             try:
-                await asyncio.wait_for(self._wake.wait(), BUSY_PERIOD if busy else PERIOD)
+                await asyncio.wait_for(wake.wait(), BUSY_PERIOD if busy else PERIOD)
             except TimeoutError:
                 pass
+
+    async def _latest(self) -> Assignment | None:
+        """The newest assignment; both loops share it."""
+        known = self._assignment.revision if self._assignment else -1
+        found = await self.link.assignment(known)
+        if found is not None and (self._assignment is None or found.revision > self._assignment.revision):
+            self._assignment = found
+        return self._assignment
+
+    async def network_pass(self) -> bool:
+        """Rules, addresses, names and metadata of all VPCs, as they are wanted now."""
+        assignment = await self._latest()
+        if assignment is not None:
+            await self._networks(assignment)
+        return False
+
+    async def _networks(self, assignment: Assignment) -> None:
+        for network in assignment.networks:
+            await self._tolerate(f"network {network.vpc_id}", self.drivers.networks.apply(network))
+        await self._tolerate("metadata", self.drivers.metadata.apply(assignment.metadata))
 
     async def introduce(self) -> None:
         """Say what this server has, before anything is asked of it."""
@@ -95,18 +123,14 @@ class Agent:
 
     async def one_pass(self) -> bool:
         """Make it so, and report. Says whether something is still on its way."""
-        known = self._assignment.revision if self._assignment else -1
-        self._assignment = await self.link.assignment(known) or self._assignment
-        assignment = self._assignment
+        assignment = await self._latest()
         if assignment is None:
             return False
         self._problems = []
         await self._remove_machines(assignment)
-        working = {network.vpc_id: network for network in assignment.networks}
-        for network in assignment.networks:
-            await self._tolerate(f"network {network.vpc_id}", self.drivers.networks.apply(network))
-        await self._tolerate("metadata", self.drivers.metadata.apply(assignment.metadata))
-        reports = await asyncio.gather(*(self._machine(one, working) for one in assignment.machines))
+        await self._networks(assignment)
+        reports = await asyncio.gather(*(self._machine(one) for one in assignment.machines))
+        self._forget(assignment)
         await self._remove_rest(assignment)
         report = Report(
             assignment.revision,
@@ -125,37 +149,53 @@ class Agent:
         """One part's failure does not keep the others from being made so."""
         try:
             await work
-        except (DriverError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, DriverError | OSError):
+                log.exception("%s", what)
             self._problems.append(f"{what}: {error}")
             log.warning("%s: %s", what, error)
 
     # --- one machine --------------------------------------------------------------------------------
 
-    async def _machine(self, spec: MachineSpec, networks: dict[str, NetworkSpec]) -> MachineReport:
+    def _network(self, vpc_id: str) -> NetworkSpec:
+        """The VPC as it is wanted now, which may be later than this pass began."""
+        networks = self._assignment.networks if self._assignment else ()
+        for network in networks:
+            if network.vpc_id == vpc_id:
+                return network
+        raise DriverError(f"{vpc_id} is not of this server any more")
+
+    def _forget(self, assignment: Assignment) -> None:
+        current = {(machine.instance_id, machine.boot_count) for machine in assignment.machines}
+        self._failures = {key: count for key, count in self._failures.items() if key in current}
+
+    async def _machine(self, spec: MachineSpec) -> MachineReport:
         try:
             if spec.power == "absent":
                 return await self._absent(spec)
             if spec.power == "stopped":
                 self._health.pop(spec.instance_id, None)
                 return await self.drivers.machines.ensure_stopped(spec)
-            return await self._running(spec, networks)
-        except (DriverError, OSError) as error:
+            return await self._running(spec)
+        except Exception as error:
+            if not isinstance(error, DriverError | OSError):
+                log.exception("%s", spec.instance_id)
             return self._failed(spec, error)
 
-    async def _running(self, spec: MachineSpec, networks: dict[str, NetworkSpec]) -> MachineReport:
+    async def _running(self, spec: MachineSpec) -> MachineReport:
         taps: dict[str, int] = {}
         try:
             if self.drivers.machines.needs_taps(spec):
                 for disk in spec.disks:
                     await self.drivers.disks.ensure(disk)
                 for nic in spec.nics:
-                    taps[nic.interface_id] = await self.drivers.networks.open_tap(networks[nic.vpc_id], nic)
+                    taps[nic.interface_id] = await self.drivers.networks.open_tap(self._network(nic.vpc_id), nic)
             report = await self.drivers.machines.ensure_running(spec, taps)
         finally:
             for descriptor in taps.values():
                 os.close(descriptor)
         self._failures.pop((spec.instance_id, spec.boot_count), None)
-        return replace(report, reachable=await self._reachable(spec, report, networks))
+        return replace(report, reachable=await self._reachable(spec, report))
 
     async def _absent(self, spec: MachineSpec) -> MachineReport:
         self._health.pop(spec.instance_id, None)
@@ -165,7 +205,7 @@ class Agent:
         """Trying again is the next pass's work, a few times; then the launch has failed and says why."""
         key = (spec.instance_id, spec.boot_count)
         self._failures[key] = self._failures.get(key, 0) + 1
-        text = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        text = str(error) if isinstance(error, DriverError) else f"{type(error).__name__}: {error}"
         log.warning("%s: %s (try %d)", spec.instance_id, text, self._failures[key])
         fatal = isinstance(error, DriverError) and error.fatal
         if spec.power == "running" and (fatal or self._failures[key] >= TRIES):
@@ -173,9 +213,7 @@ class Agent:
         power = "starting" if spec.power == "running" else "stopping"
         return MachineReport(spec.instance_id, power, max(spec.boot_count - 1, 0), detail=text, phase="trying again")  # type: ignore[arg-type]
 
-    async def _reachable(
-        self, spec: MachineSpec, report: MachineReport, networks: dict[str, NetworkSpec]
-    ) -> bool | None:
+    async def _reachable(self, spec: MachineSpec, report: MachineReport) -> bool | None:
         """EC2's instance status check: does the guest answer at its address? None until it is known."""
         if report.power != "running" or not spec.nics:
             return report.reachable
@@ -187,7 +225,7 @@ class Agent:
             return True
         nic = spec.nics[0]
         health.asked = now
-        if await self.drivers.networks.reachable(networks[nic.vpc_id], nic):
+        if await self.drivers.networks.reachable(self._network(nic.vpc_id), nic):
             health.answered = True
         elif health.answered or now - health.since > IMPAIRED_AFTER:
             health.answered = False

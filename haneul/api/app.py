@@ -8,7 +8,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import parse_qsl
 
 from anyio import to_thread
@@ -65,7 +65,7 @@ class Call:
 
 @dataclass
 class Api:
-    """`open_door` accepts any credentials; `host_names` are the Host values that it then takes."""
+    """`open_door` accepts any credentials; `account` and `region` are what unsigned requests then get."""
 
     backend: Backend
     identities: Identities
@@ -232,8 +232,8 @@ def _error_protocol(call: Call) -> str:
     return "ec2" if service in ("ec2", "") else "query"
 
 
-def make_app(api: Api, extra: list[Any] | None = None) -> Starlette:
-    """The ASGI application. `extra` routes come first (haneul's own control interface)."""
+def make_app(api: Api) -> Starlette:
+    """The ASGI application."""
 
     async def endpoint(request: Request) -> Response:
         call = Call(request, api)
@@ -244,8 +244,5 @@ def make_app(api: Api, extra: list[Any] | None = None) -> Starlette:
         headers = {"x-amzn-RequestId": call.request_id, "Server": f"haneul/{__version__}"}
         return Response(body, status, headers, media_type=_XML)
 
-    routes = [
-        *(extra or []),
-        Route("/{path:path}", endpoint, methods=["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]),
-    ]
-    return Starlette(routes=routes)
+    methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+    return Starlette(routes=[Route("/{path:path}", endpoint, methods=methods)])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import logging
 import os
 import select
@@ -28,7 +29,7 @@ from typing import Any
 from pyroute2.iproute import IPRoute  # type: ignore[attr-defined]
 from pyroute2.netlink.exceptions import NetlinkError
 
-from haneul.drivers import dnsmasq, locks, netns, nftables
+from haneul.drivers import dnsmasq, files, locks, netns, nftables
 from haneul.drivers.interface import DriverError
 from haneul.model.assignment import NetworkSpec, NicSpec
 
@@ -36,8 +37,8 @@ log = logging.getLogger(__name__)
 
 METADATA = "169.254.169.254"
 RESOLVER = "169.254.169.253"
-#: Both ends of every link between the edge and a VPC; the links are apart, so all may have the same.
-_EDGE_SIDE, _VPC_SIDE = "169.254.255.1", "169.254.255.2"
+#: The edge's end of every link to a VPC; the links are apart, so all may have the same.
+_EDGE_SIDE = "169.254.255.1"
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _TUNSETIFF = 0x400454CA
 _EEXIST, _ENODEV, _ESRCH = 17, 19, 3
@@ -71,6 +72,10 @@ class BridgeNetworks:
     def _lock(self, vpc_id: str) -> asyncio.Lock:
         return self._locks.setdefault(vpc_id, asyncio.Lock())
 
+    def logs(self) -> list[str]:
+        """Patterns of files that grow: dnsmasq writes a line for each wrong request of a guest."""
+        return [str(self.directory / "vpcs" / "*" / "dnsmasq.lock")]
+
     # --- the interface --------------------------------------------------------------------------------
 
     async def observe(self) -> frozenset[str]:
@@ -88,7 +93,7 @@ class BridgeNetworks:
             try:
                 await self._ensure_edge()
                 await self._ensure_vpc(network)
-            except (NetlinkError, subprocess.CalledProcessError) as error:
+            except (NetlinkError, subprocess.SubprocessError) as error:
                 # What is loaded is not known any more: the next try replaces it whole.
                 self._loaded.pop(network.vpc_id, None)
                 raise DriverError(f"network {network.vpc_id}: {_said(error)}") from None
@@ -103,12 +108,16 @@ class BridgeNetworks:
 
     async def ensure_absent(self, vpc_id: str) -> None:
         async with self._lock(vpc_id):
-            files = self._files(vpc_id)
-            await locks.kill(files / "dnsmasq.lock")
+            place = self._files(vpc_id)
+            if not await locks.kill(place / "dnsmasq.lock"):
+                raise DriverError(f"dnsmasq of {vpc_id} cannot be killed")
             if netns.exists(self._edge):
-                await netns.inside(self._edge, lambda: _delete_link(_edge_port(vpc_id)))
+                try:
+                    await netns.inside(self._edge, lambda: _delete_link(_edge_port(vpc_id)))
+                except NetlinkError as error:
+                    raise DriverError(f"network {vpc_id}: {error}") from None
             await asyncio.to_thread(netns.remove, self.namespace(vpc_id))
-            _remove_files(files)
+            _remove_files(place)
             self._applied.pop(vpc_id, None)
             self._loaded.pop(vpc_id, None)
 
@@ -165,7 +174,7 @@ class BridgeNetworks:
         """Write a setting of the host and remember what it was."""
         saved = self.directory / f"host-{name}"
         if not saved.exists():
-            saved.write_text(path.read_text())
+            files.replace(saved, path.read_text().encode())
         path.write_text(value)
 
     def _remove_host_side(self) -> None:
@@ -174,7 +183,9 @@ class BridgeNetworks:
         if saved.exists():
             table = f"haneul_{self.link}"
             _nft(f"table ip {table}\ndelete table ip {table}\n")
-            Path("/proc/sys/net/ipv4/ip_forward").write_text(saved.read_text())
+            tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+            if "haneul_" not in tables:  # another haneul may still need it
+                Path("/proc/sys/net/ipv4/ip_forward").write_text(saved.read_text())
             saved.unlink()
 
     # --- one VPC --------------------------------------------------------------------------------------
@@ -199,27 +210,30 @@ class BridgeNetworks:
             await netns.inside(place, lambda: _nft(script))
         self._loaded[network.vpc_id] = wanted
         public = sorted(one.public for one in network.interfaces if one.public)
-        await netns.inside(self._edge, lambda: _route_public(port, public))
+        side = _vpc_side(network.vpc_id)
+        await netns.inside(self._edge, lambda: _route_public(port, side, public))
         await self._ensure_dnsmasq(network)
 
     async def _ensure_dnsmasq(self, network: NetworkSpec) -> None:
-        files = self._files(network.vpc_id)
-        files.mkdir(parents=True, exist_ok=True)
-        for directory in (self.directory, files.parent, files):
+        place = self._files(network.vpc_id)
+        place.mkdir(parents=True, exist_ok=True)
+        for directory in (self.directory, place.parent, place):
             directory.chmod(0o711)
         upstream = _resolv_conf() if self.uplink else None
-        command = dnsmasq.command(network, files, upstream)
-        written = _write(files / "dhcp", dnsmasq.dhcp_hosts(network)) | _write(files / "hosts", dnsmasq.hosts(network))
-        lock = files / "dnsmasq.lock"
-        if _write(files / "command", "\0".join(command)) and locks.held(lock):
+        command = dnsmasq.command(network, place, upstream)
+        written = _write(place / "dhcp", dnsmasq.dhcp_hosts(network)) | _write(place / "hosts", dnsmasq.hosts(network))
+        lock = place / "dnsmasq.lock"
+        if _read(place / "command") != "\0".join(command):
             await locks.kill(lock)
+            _write(place / "command", "\0".join(command))
         if locks.held(lock):
-            if written:
+            # After a restart of haneul nobody knows whether dnsmasq was told: it is told again.
+            if written or network.vpc_id not in self._applied:
                 for pid in await asyncio.to_thread(locks.holders, lock):
                     os.kill(pid, signal.SIGHUP)
             return
-        (files / "leases").touch()
-        (files / "leases").chmod(0o666)
+        (place / "leases").touch()
+        (place / "leases").chmod(0o666)
         await self._start_dnsmasq(network.vpc_id, command, lock)
 
     async def _start_dnsmasq(self, vpc_id: str, command: list[str], lock: Path) -> None:
@@ -231,6 +245,7 @@ class BridgeNetworks:
                 return
             try:
                 os.ftruncate(descriptor, 0)
+                fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_APPEND)
                 subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -261,6 +276,12 @@ def _said(error: Exception) -> str:
 
 def _edge_port(vpc_id: str) -> str:
     return f"v{nftables.short(vpc_id)}"
+
+
+def _vpc_side(vpc_id: str) -> str:
+    """The VPC's end of its link to the edge: its own, for what the VPC itself asks (upstream DNS)."""
+    digest = hashlib.sha256(vpc_id.encode()).digest()
+    return f"169.254.{64 + digest[0] % 64}.{1 + digest[1] % 254}"
 
 
 def _used(network: NetworkSpec) -> set[str]:
@@ -358,7 +379,7 @@ def _make_vpc(network: NetworkSpec, edge: int, port: str) -> None:
         if not routes.link_lookup(ifname="ext"):
             routes.link("add", ifname="ext", kind="veth", peer={"ifname": port, "net_ns_fd": edge})
         ext = _index(routes, "ext")
-        _address(routes, ext, _VPC_SIDE, 32)
+        _address(routes, ext, _vpc_side(network.vpc_id), 32)
         routes.link("set", index=ext, state="up")
         routes.route("replace", dst=f"{_EDGE_SIDE}/32", oif=ext)
         routes.route("replace", dst="default", gateway=_EDGE_SIDE, oif=ext, flags=["onlink"])
@@ -378,12 +399,13 @@ def _make_bridge(routes: Any, name: str, gateway: str, cidr: str) -> None:
     _set(f"ipv4/conf/{name}/send_redirects", "0")
 
 
-def _route_public(port: str, wanted: list[str]) -> None:
+def _route_public(port: str, side: str, wanted: list[str]) -> None:
     """The edge's /32 routes into one VPC are exactly `wanted`."""
     with IPRoute() as routes:
         index = _index(routes, port)
         _address(routes, index, _EDGE_SIDE, 32)
         routes.link("set", index=index, state="up")
+        routes.route("replace", dst=f"{side}/32", oif=index)
         present = set()
         for route in routes.get_routes(oif=index, family=socket.AF_INET, table=254):
             destination = route.get_attr("RTA_DST")
@@ -392,7 +414,7 @@ def _route_public(port: str, wanted: list[str]) -> None:
         for address in present - set(wanted):
             routes.route("del", dst=f"{address}/32", oif=index)
         for address in set(wanted) - present:
-            routes.route("replace", dst=f"{address}/32", oif=index, gateway=_VPC_SIDE, flags=["onlink"])
+            routes.route("replace", dst=f"{address}/32", oif=index, gateway=side, flags=["onlink"])
 
 
 def _open_tap(nic: NicSpec) -> int:
@@ -443,20 +465,24 @@ def _arp(interface: str, sender: str, wanted: str, timeout: float = 0.3) -> bool
 # --- files --------------------------------------------------------------------------------------------
 
 
-def _resolv_conf() -> Path:
-    """A resolver of the host that is not on its loopback, which the VPC cannot reach."""
-    systemd = Path("/run/systemd/resolve/resolv.conf")
-    return systemd if systemd.exists() else Path("/etc/resolv.conf")
+def _resolv_conf() -> Path | None:
+    """A file that names a resolver which is not on the host's loopback, where no VPC can reach it."""
+    for path in (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf")):
+        servers = [line.split()[1] for line in _read(path).splitlines() if line.startswith("nameserver ")]
+        if servers and not all(one.startswith(("127.", "::1")) for one in servers):
+            return path
+    return None
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _write(path: Path, text: str) -> bool:
-    """Whole or not at all; says whether it changed."""
+    """Says whether it changed."""
     if path.exists() and path.read_text() == text:
         return False
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    temporary.chmod(0o644)
-    temporary.replace(path)
+    files.replace(path, text.encode(), 0o644)
     return True
 
 

@@ -8,6 +8,7 @@ ours if it has that file open.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -28,7 +29,7 @@ def take(path: Path) -> int | None:
 def held(path: Path) -> bool:
     """Whether a process lives that holds the lock."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:
@@ -67,6 +68,35 @@ def _has_open(pid: int, wanted: os.stat_result) -> bool:
     except OSError:
         pass
     return False
+
+
+def _runs_as(pid: int, uid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == uid
+    except OSError:
+        return False
+
+
+async def kill_user(uid: int, timeout: float = 5.0) -> bool:
+    """Kill every process of a uid that is a machine's own; says whether none is left."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while found := [pid for pid in await asyncio.to_thread(_pids) if _runs_as(pid, uid) and not _is_zombie(pid)]:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if loop.time() > deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
 
 
 async def kill(path: Path, number: int = signal.SIGKILL, timeout: float = 5.0) -> bool:

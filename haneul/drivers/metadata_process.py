@@ -12,14 +12,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from haneul.drivers import locks
+from haneul.drivers import files, locks
+from haneul.drivers.interface import DriverError
 from haneul.model.assignment import MetadataSpec
 
 MODULE = "haneul.agent.metadata.server"
 
 
 class MetadataProcess:
-    """`namespace_of` says where a VPC's network namespace is; `logs` which files are to be kept short."""
+    """`namespace_of` says where a VPC's network namespace is; `logs` are patterns of files to be kept short."""
 
     def __init__(self, directory: Path, namespace_of: Callable[[str], Path], logs: Callable[[], list[str]]) -> None:
         self.directory = directory
@@ -50,7 +51,7 @@ class MetadataProcess:
             return
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if text != self._written:
-            _replace(self.directory / "snapshot.json", text.encode())
+            files.replace(self.directory / "snapshot.json", text.encode())
             self._written = text
         if not alive:
             self._start()
@@ -58,7 +59,7 @@ class MetadataProcess:
     def _start(self) -> None:
         secret = self.directory / "secret"
         if not secret.exists():
-            _replace(secret, secrets.token_bytes(32))
+            files.replace(secret, secrets.token_bytes(32))
         descriptor = locks.take(self._lock)
         if descriptor is None:
             return
@@ -78,7 +79,8 @@ class MetadataProcess:
             os.close(descriptor)
 
     async def ensure_absent(self) -> None:
-        await locks.kill(self._lock)
+        if not await locks.kill(self._lock):
+            raise DriverError("the metadata process cannot be killed")
         for name in ("snapshot.json", "secret", "log", "lock"):
             (self.directory / name).unlink(missing_ok=True)
         if self.directory.is_dir():
@@ -97,11 +99,3 @@ def _inode(path: Path) -> int:
         return path.stat().st_ino
     except FileNotFoundError:
         return 0
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    temporary.replace(path)

@@ -212,7 +212,8 @@ def _elements(loaded: Ruleset, wanted: Ruleset) -> tuple[list[str], list[str]]:
 
 def edge(uplink: bool) -> str:
     """The ruleset of the edge, which joins the VPCs and the host. Without an uplink no guest begins anything there."""
-    out = 'iifname "v*" oifname "host" accept' if uplink else ""
+    # Link-local addresses (169.254.169.254 above all) never leave, whatever the uplink.
+    out = 'iifname "v*" oifname "host" ip daddr != 169.254.0.0/16 accept' if uplink else ""
     return f"""\
 table ip edge
 delete table ip edge

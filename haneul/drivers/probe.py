@@ -71,7 +71,7 @@ async def boots(kernel: Path, accelerator: str, deadline: float = DEADLINE) -> s
         initrd.write_bytes(initramfs())
         cpu = "host" if accelerator == "kvm" else "max"
         command = [
-            qemu_command.BINARY, "-nodefaults", "-no-user-config", "-machine", "q35", "-accel", accelerator,
+            "setpriv", "--pdeathsig", "KILL", "--", qemu_command.BINARY, "-nodefaults", "-no-user-config", "-machine", "q35", "-accel", accelerator,
             "-cpu", cpu, "-m", "192M", "-display", "none", "-serial", "stdio", "-no-reboot", "-nic", "none",
             "-kernel", str(kernel), "-initrd", str(initrd), "-append", "console=ttyS0 quiet panic=-1",
         ]  # fmt: skip

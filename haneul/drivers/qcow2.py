@@ -21,6 +21,19 @@ def virtual_size(path: Path) -> int | None:
     return int(struct.unpack(">Q", header[24:32])[0])
 
 
+def backing_file(path: Path) -> str:
+    """The name that the header gives for the file's backing file; empty if there is none."""
+    with path.open("rb") as file:
+        header = file.read(20)
+        if len(header) < 20 or header[:4] != _MAGIC:
+            return ""
+        offset, size = struct.unpack(">QI", header[8:20])
+        if not offset or size > 1023:
+            return ""
+        file.seek(offset)
+        return file.read(size).decode(errors="replace")
+
+
 class Qcow2Disks:
     """`directory` holds the volumes, `images` the image store."""
 
@@ -43,7 +56,8 @@ class Qcow2Disks:
         wanted = disk.size_gib << 30
         if file.exists():
             present = virtual_size(file)
-            if present is not None and present < wanted:
+            # Once a machine has had it, its header is the machine's word: root opens nothing that it names.
+            if present is not None and present < wanted and file.stat().st_uid == 0:
                 await run(["qemu-img", "resize", "-f", "qcow2", str(file), str(wanted)])
             return
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)

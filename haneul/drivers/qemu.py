@@ -11,17 +11,18 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from qemu.qmp import QMPClient, QMPError
 
-from haneul.drivers import locks, qemu_command
+from haneul.drivers import files, locks, qemu_command
 from haneul.drivers.interface import DriverError
 from haneul.drivers.qemu_command import Accelerator, Kernel, Places
 from haneul.model.assignment import MachineReport, MachineSpec
@@ -56,18 +57,18 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(value))
-    temporary.replace(path)
+    files.replace(path, json.dumps(value).encode())
 
 
 def how_it_ended(events: str) -> str:
-    """QEMU's reason in its last SHUTDOWN event; empty if it never said one (a crash)."""
+    """QEMU's reason in the SHUTDOWN event of its last boot; empty if it never said one (a crash)."""
     for line in reversed(events.splitlines()):
         with contextlib.suppress(ValueError):
             event = json.loads(line)
             if event.get("event") == "SHUTDOWN":
                 return str(event["data"]["reason"])
+            if event.get("event") == "BOOT":
+                return ""
     return ""
 
 
@@ -95,12 +96,9 @@ class QemuMachines:
     def places(self, instance_id: str) -> Places:
         return Places(self.directory / instance_id)
 
-    def console_logs(self) -> list[str]:
-        """The logs that machines write without bound."""
-        if not self.directory.is_dir():
-            return []
-        found = [self.places(path.name) for path in sorted(self.directory.iterdir())]
-        return [str(path) for one in found for path in (one.console_log, one.events)]
+    def logs(self) -> list[str]:
+        """Patterns of the logs that machines write without bound."""
+        return [str(self.directory / "*" / name) for name in ("run/console.log", "events.log", "stderr.log")]
 
     # --- observing --------------------------------------------------------------------------------------
 
@@ -130,7 +128,7 @@ class QemuMachines:
                 power = "stopping" if stopping.why == "stop" else "running"
                 phase = "shutting down" if stopping.why == "stop" else "rebooting"
             return MachineReport(instance_id, power, count, phase=phase, accelerator=accelerator)
-        if not boot["begun"]:
+        if not boot["begun"] and not self._reason(places):
             # QEMU was never heard of (or haneul ended before it could start it): that boot has not happened.
             return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
         cause, detail = self._ending(places)
@@ -140,9 +138,12 @@ class QemuMachines:
         value = _read_json(places.stopping)
         return Stopping(**value) if value else None
 
+    def _reason(self, places: Places) -> str:
+        return how_it_ended(_tail(places.events, 65536).decode(errors="replace"))
+
     def _ending(self, places: Places) -> tuple[str, str]:
         """(cause, detail) of a machine that is off."""
-        reason = how_it_ended(_tail(places.events, 65536).decode(errors="replace"))
+        reason = self._reason(places)
         if self._stopping(places) is not None:
             return "ordered", ""
         if reason == "guest-shutdown":
@@ -178,6 +179,10 @@ class QemuMachines:
     async def ensure_running(self, spec: MachineSpec, taps: dict[str, int]) -> MachineReport:
         found = self._look(spec.instance_id)
         if found.power in ("running", "stopping"):
+            places = self.places(spec.instance_id)
+            stopping = self._stopping(places)
+            if stopping is not None and stopping.why == "stop":
+                places.stopping.unlink(missing_ok=True)  # an order that was taken back
             if found.boot_count < spec.boot_count:
                 await self._end(spec.instance_id, "reboot", REBOOT_SECONDS, force=False)
             return self._look(spec.instance_id)
@@ -191,13 +196,13 @@ class QemuMachines:
     async def _start(self, spec: MachineSpec, taps: dict[str, int], first: bool) -> None:
         places = self.places(spec.instance_id)
         uid = self._prepare(places)
-        files = {disk.volume_id: self._volume_file(disk.volume_id) for disk in spec.disks}
-        for file in files.values():
+        disks = {disk.volume_id: self._volume_file(disk.volume_id) for disk in spec.disks}
+        for file in disks.values():
             os.chown(file, uid, uid)
         accelerator = self._accelerator()
         kernel = self._kernel(spec) if first else None
-        own = qemu_command.command(spec, places, files, taps, accelerator)
-        given = qemu_command.command(spec, places, files, taps, accelerator, kernel) if kernel else None
+        own = qemu_command.command(spec, places, disks, taps, accelerator)
+        given = qemu_command.command(spec, places, disks, taps, accelerator, kernel) if kernel else None
         boot = {"boot_count": spec.boot_count, "accelerator": accelerator, "begun": False}
         _write_json(places.boot, boot)
         await asyncio.to_thread(self._spawn, spec.instance_id, places, given, own, list(taps.values()), uid)
@@ -218,21 +223,28 @@ class QemuMachines:
         """Folders and files of the machine; gives its uid."""
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         places.directory.mkdir(mode=0o710, exist_ok=True)
-        if not places.uid.exists():
-            places.uid.write_text(str(self._free_uid()))
-        uid = int(places.uid.read_text())
+        if self._uid(places) is None:
+            files.replace(places.uid, str(self._free_uid()).encode())
+        uid = self._uid(places)
+        assert uid is not None
         os.chown(places.directory, 0, uid)
-        places.run.mkdir(mode=0o700, exist_ok=True)
+        shutil.rmtree(places.run, ignore_errors=True)  # whatever a machine may have left there
+        places.run.mkdir(mode=0o700)
         os.chown(places.run, uid, uid)
-        for path in (places.stopping, places.qmp, places.console, places.console_log, places.screen):
+        for path in (places.stopping, places.events):
             path.unlink(missing_ok=True)
         return uid
 
+    def _uid(self, places: Places) -> int | None:
+        try:
+            return int(places.uid.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
     def _free_uid(self) -> int:
         used = set()
-        for path in self.directory.glob("*/uid"):
-            with contextlib.suppress(ValueError, FileNotFoundError):
-                used.add(int(path.read_text()))
+        for path in self.directory.iterdir():
+            used.add(self._uid(self.places(path.name)))
         return next(uid for uid in range(self._first_uid + 1, self._first_uid + 65536) if uid not in used)
 
     def _spawn(
@@ -293,7 +305,8 @@ class QemuMachines:
         client = QMPClient("haneul")
         try:
             async with asyncio.timeout(QMP_TIMEOUT):
-                await client.connect(str(places.qmp))
+                with _socket(places.qmp) as path:
+                    await client.connect(path)
                 try:
                     return await client.execute(command, arguments or None)
                 finally:
@@ -336,23 +349,34 @@ class QemuMachines:
             deadline = time.monotonic() + 2
             while locks.held(places.lock) and time.monotonic() < deadline:
                 await asyncio.sleep(0.02)
-        if not await locks.kill(places.lock):
+        await self._kill(places)
+
+    async def _kill(self, places: Places) -> None:
+        """Every process of the machine: what holds its lock and, whatever it did to that, what runs as its uid."""
+        gone = await locks.kill(places.lock)
+        uid = self._uid(places)
+        if uid is not None:
+            gone = await locks.kill_user(uid) and gone
+        if not gone:
             raise DriverError("a process of the machine cannot be killed")
 
     async def ensure_absent(self, instance_id: str) -> MachineReport:
         places = self.places(instance_id)
         if not places.directory.is_dir():
             return MachineReport(instance_id, "absent")
-        if not await locks.kill(places.lock):
-            raise DriverError("a process of the machine cannot be killed")
+        await self._kill(places)
+        self._take_back_volumes(places)
         self._look(instance_id)
-        for directory in (places.run, places.directory):
-            if directory.is_dir():
-                for path in directory.iterdir():
-                    if not path.is_dir():
-                        path.unlink(missing_ok=True)
-                directory.rmdir()
+        shutil.rmtree(places.directory)
         return MachineReport(instance_id, "absent")
+
+    def _take_back_volumes(self, places: Places) -> None:
+        """A volume that outlives its machine must not belong to the next machine that gets the uid."""
+        uid = self._uid(places)
+        volumes = self._volume_file("any").parent
+        for path in volumes.iterdir() if volumes.is_dir() else ():
+            if path.lstat().st_uid == uid:
+                os.chown(path, 0, 0, follow_symlinks=False)
 
     async def power_off(self, seconds: int) -> None:
         """Every machine, orderly, in at most `seconds`. Used when haneul itself is not running."""
@@ -377,6 +401,18 @@ class QemuMachines:
             places.screen.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _socket(path: Path) -> Iterator[str]:
+    """A path that leads to this very socket. The folder belongs to the machine: a link there is not followed."""
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise DriverError(f"{path} is not a socket")
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
 def _tail(path: Path, most: int) -> bytes:
     """The end of a regular file. What a machine's uid put there instead (a link, a pipe) is nothing."""
     try:
@@ -385,7 +421,7 @@ def _tail(path: Path, most: int) -> bytes:
         return b""
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             return b""
         return os.pread(descriptor, most, max(status.st_size - most, 0))
     finally:

@@ -14,6 +14,8 @@ BINARY = "qemu-system-x86_64"
 #: TCG's translation buffer (MiB). It counts to the process, not to the guest.
 TB_SIZE = 128
 CAPABILITIES = '{"execute":"qmp_capabilities"}\n'
+#: What the shell writes into the event log when the next boot of the same machine begins.
+BOOT = '{"event": "BOOT"}'
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -169,12 +171,15 @@ def lives(boots: list[str], given: list[str] | None, places: Places, feed: int) 
     process. The shell makes this independent of haneul; `feed` is the writing end of the event monitor's input.
     """
     events = shlex.quote(str(places.events))
+    # Each boot begins with a line of its own: an older boot's end is not taken for this one's.
     script = f"""{shlex.join(given or boots)}
 code=$?
-while :; do
-  case "$(grep '"SHUTDOWN"' {events} | tail -n 1)" in *'"guest-reset"'*) ;; *) exit $code ;; esac
+while [ $code -eq 0 ]; do
+  case "$(grep -e '"BOOT"' -e '"SHUTDOWN"' {events} | tail -n 1)" in *'"guest-reset"'*) ;; *) exit 0 ;; esac
+  echo {shlex.quote(BOOT)}
   printf '%s\\n' {shlex.quote(CAPABILITIES.strip())} > /proc/self/fd/{feed}
   {shlex.join(boots)}
   code=$?
-done"""
+done
+exit $code"""
     return ["/bin/sh", "-c", script]

@@ -73,7 +73,10 @@ class LinuxServer:
         return str(value["kvm"]) if value.get("boot_id") == _boot_id() else None
 
     async def _probe(self) -> None:
-        self._kvm = await self.kvm()
+        try:
+            self._kvm = await self.kvm()
+        except OSError as error:
+            self._kvm = f"the probe failed: {error}"
         log.info("KVM: %s", self._kvm or "usable")
         self._changed()
 
@@ -81,10 +84,10 @@ class LinuxServer:
         if self._wanted == "auto":
             if self._kvm is None and self._task is None:
                 self._kvm = probe.kvm_device() or self._remembered()
-            if self._kvm is None and self._task is None:
+            if self._kvm is None and self._task is None and find_kernel(self._images) is not None:
                 self._task = asyncio.create_task(self._probe())
         kvm = "accelerator = tcg in the settings" if self._wanted == "tcg" else self._kvm
         if self._wanted == "kvm":
             kvm = ""
-        accelerators = {"tcg": "", "kvm": "being probed" if kvm is None else kvm}
+        accelerators = {"tcg": "", "kvm": "not probed yet" if kvm is None else kvm}
         return ServerFacts(os.cpu_count() or 1, _memory_mib(), socket.gethostname(), "real", accelerators)

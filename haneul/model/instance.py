@@ -27,8 +27,7 @@ class Desired:
     """What the EC2 operations ask for.
 
     `boot_count` counts the boots that were ordered (launch, every start, every API reboot);
-    `started_at_boot` is its value at the last launch or start. `stop_count` counts orders to stop:
-    `force` belongs to the last of them.
+    `started_at_boot` is its value at the last launch or start. `force` makes the stop that is ordered immediate.
     """
 
     power: DesiredPower

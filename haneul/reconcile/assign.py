@@ -23,8 +23,9 @@ from haneul.model.assignment import (
     WantedPower,
 )
 from haneul.model.instance_types import instance_types
-from haneul.model.network import Rule, gateway, resolver
+from haneul.model.network import gateway, resolver
 from haneul.model.region import dns_domain, private_dns_name, public_dns_name, zone_id
+from haneul.services.ec2.security_groups import rule_of
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
 
@@ -162,7 +163,7 @@ def _network(world: _World, vpc: Row) -> NetworkSpec:
             for row in sorted(world.subnets.get(vpc["id"], []), key=lambda row: row["id"])
         ),
         interfaces=tuple(_interface(row, region) for row in sorted(here, key=lambda row: row["id"])),
-        groups=tuple(_group(world, group) for group in sorted(used | peers) if group in world.groups),
+        groups=tuple(_group(world, one, one in used) for one in sorted(used | peers) if one in world.groups),
     )
 
 
@@ -181,21 +182,10 @@ def _interface(row: Row, region: str) -> InterfaceSpec:
     )
 
 
-def _group(world: _World, group: str) -> GroupSpec:
-    rules = tuple(sorted(_rule(row) for row in world.rules.get(group, [])))
+def _group(world: _World, group: str, used: bool) -> GroupSpec:
+    """A group that is only named by others' rules matters for its members alone; its rules may name yet others."""
+    rules = tuple(sorted(rule_of(row) for row in world.rules.get(group, []))) if used else ()
     return GroupSpec(group, rules, tuple(sorted(world.members.get(group, []))))
-
-
-def _rule(row: Row) -> Rule:
-    return Rule(
-        row["direction"],
-        row["protocol"],
-        row["from_port"],
-        row["to_port"],
-        row["cidr"],
-        row["cidr6"],
-        row["peer_group"],
-    )
 
 
 def _facts(world: _World, row: Row) -> metadata.Facts:

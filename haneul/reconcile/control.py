@@ -20,6 +20,7 @@ from haneul.services import placement
 from haneul.services.context import gmt
 from haneul.services.ec2.images import sync_catalogue
 from haneul.services.ec2.instance_views import desired
+from haneul.services.ec2.instance_views import observed as observed_of
 from haneul.store import tables
 from haneul.store.database import Row, Store, Transaction
 
@@ -100,19 +101,20 @@ class Control:
 
     def _say_how(self, tx: Transaction, row: Row, report: Report, machine: MachineReport) -> None:
         """An HVM type that runs emulated says so, in a tag that tools leave alone (`aws:`)."""
-        if machine.accelerator != "tcg":
+        if machine.accelerator not in ("tcg", "kvm"):
             return
         why = report.facts.accelerators.get("kvm") or "accelerator = tcg"
         value = f"emulated (TCG) with virtio devices: {why}"[:256]
         tx.delete(tables.tags, resource_id=row["id"], key=EMULATED_TAG)
+        if machine.accelerator == "kvm":
+            return
         scope = {"account": row["account"], "region": row["region"], "resource_type": "instance"}
         tx.insert(tables.tags, resource_id=row["id"], key=EMULATED_TAG, value=value, **scope)
 
     def _follow(self, tx: Transaction, row: Row) -> bool:
         """What the control plane does once a machine is as it is."""
-        observed = Observed(
-            row["observed_power"], row["observed_boot_count"], row["observed_cause"], row["observed_detail"]
-        )
+        observed = observed_of(row)
+        assert observed is not None
         if ended_by_itself(desired(row), observed):
             self._ended(tx, row, observed)
             return True

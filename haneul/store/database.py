@@ -7,8 +7,8 @@ fails half-way. On PostgreSQL the same statements run under SERIALIZABLE-safe co
 
 from __future__ import annotations
 
+import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -107,10 +107,19 @@ class Store:
         # More connections than the API has worker threads: none of them ever waits for one.
         self.engine = sa.create_engine(url, pool_size=16, max_overflow=64)
         if self._sqlite:
+            self._only_for_us()
             _configure_sqlite(self.engine)
         self._listeners: list[Callable[[], None]] = []
         # SQLite has one writer; waiting on a lock of ours is fair and cheap, its busy handler polls.
         self._writer = threading.Lock()
+
+    def _only_for_us(self) -> None:
+        """The file holds secrets. SQLite gives its side files the mode of the database."""
+        path = self.engine.url.database
+        if path and path != ":memory:":
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            for one in Path(path).parent.glob(f"{Path(path).name}*"):
+                one.chmod(0o600)
 
     @staticmethod
     def embedded(path: Path) -> Store:
@@ -157,8 +166,3 @@ class Store:
 
     def close(self) -> None:
         self.engine.dispose()
-
-
-def now() -> float:
-    """Seconds since the epoch; the clock that the store's callers pass in."""
-    return time.time()

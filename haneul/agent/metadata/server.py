@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import glob
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -39,11 +41,13 @@ def _listener(namespace: str) -> socket.socket:
 
     def work() -> None:
         try:
-            descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
             libc = ctypes.CDLL(None, use_errno=True)
-            if libc.setns(descriptor, _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), "setns")
-            os.close(descriptor)
+            descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if libc.setns(descriptor, _CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), "setns")
+            finally:
+                os.close(descriptor)
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(ADDRESS)
@@ -148,7 +152,7 @@ class Service:
     async def keep_logs_short(self) -> None:
         while True:
             await asyncio.sleep(KEEP_SECONDS)
-            for path in self._logs:
+            for path in (path for pattern in self._logs for path in glob.glob(pattern)):
                 with contextlib.suppress(OSError):
                     shorten(path)
 
@@ -157,8 +161,9 @@ def shorten(path: str) -> None:
     """Cut a log that is open for appending down to its end. A link that a guest's process planted is not followed."""
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        size = os.fstat(descriptor).st_size
-        if size > MAX_LOG:
+        status = os.fstat(descriptor)
+        size = status.st_size
+        if size > MAX_LOG and stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
             end = os.pread(descriptor, KEPT_LOG, size - KEPT_LOG)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, end, 0)
