@@ -15,7 +15,7 @@ import pytest
 
 from haneul.drivers import locks
 from haneul.drivers.fake import FakeDisks, FakeMachines, World
-from haneul.drivers.interface import DiskDriver, MachineDriver
+from haneul.drivers.interface import DiskDriver, DriverError, MachineDriver
 from haneul.drivers.qcow2 import Qcow2Disks, virtual_size
 from haneul.drivers.qemu import QemuMachines
 from haneul.model.assignment import DiskSpec, MachineReport, MachineSpec
@@ -186,3 +186,43 @@ async def test_disks_are_made_once_and_go(server: Server) -> None:
     await server.disks.ensure_absent(disk.volume_id)
     await server.disks.ensure_absent(disk.volume_id)
     assert await server.disks.observe() == frozenset()
+
+
+@_async
+async def test_a_boot_that_was_never_heard_of_has_not_happened(server: Server) -> None:
+    """haneul is killed between writing a boot down and hearing from QEMU: the boot is done, once."""
+    if not isinstance(server.machines, QemuMachines):
+        pytest.skip("the fake has no such moment")
+    places = server.machines.places(SPEC.instance_id)
+    places.directory.mkdir(parents=True)
+    places.boot.write_text('{"boot_count": 1, "accelerator": "tcg", "begun": false}')
+    assert (await server.machines.observe())[SPEC.instance_id].boot_count == 0
+    assert server.machines.needs_taps(SPEC)
+    assert (await _run(server)).boot_count == 1
+    places.boot.write_text('{"boot_count": 1, "accelerator": "tcg", "begun": false}')
+    assert (await server.again().observe())[SPEC.instance_id].boot_count == 1, "its lock is held: it is adopted"
+
+
+@_async
+async def test_what_a_machine_left_in_its_folder_does_not_keep_it(server: Server) -> None:
+    if not isinstance(server.machines, QemuMachines):
+        pytest.skip("the fake has no folders")
+    await _run(server)
+    run = server.machines.places(SPEC.instance_id).run
+    (run / "folder" / "deep").mkdir(parents=True)
+    (run / "link").symlink_to("/etc")
+    assert (await server.machines.ensure_absent(SPEC.instance_id)).power == "absent"
+    assert Path("/etc/passwd").exists()
+
+
+@_async
+async def test_a_socket_that_is_a_link_is_not_followed(server: Server) -> None:
+    """A machine that was taken over must not make haneul talk to another machine's QEMU."""
+    if not isinstance(server.machines, QemuMachines):
+        pytest.skip("the fake has no sockets")
+    await _run(server)
+    places = server.machines.places(SPEC.instance_id)
+    places.qmp.rename(places.run / "victim.sock")
+    places.qmp.symlink_to("victim.sock")
+    with pytest.raises(DriverError):
+        await server.machines.screenshot(SPEC.instance_id)

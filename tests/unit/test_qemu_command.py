@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from haneul.drivers.qemu import how_it_ended
-from haneul.drivers.qemu_command import CAPABILITIES, Kernel, Places, command, lives
+from haneul.drivers.qemu_command import Kernel, Places, command, lives
 from haneul.model.assignment import NicSpec
 from tests.contract.test_machines import SPEC
 
@@ -46,23 +46,35 @@ def test_a_given_kernel_is_of_the_first_boot_only(tmp_path: Path) -> None:
     assert script.index("-kernel") < script.index("while") and "-kernel" not in script[script.index("while") :]
 
 
+CRASH = "exit 1"
+
+
 @pytest.mark.parametrize(
-    ("reasons", "boots"), [(["guest-shutdown"], 1), (["guest-reset", "guest-reset", "guest-shutdown"], 3)]
+    ("ends", "boots", "code"),
+    [
+        (["guest-shutdown"], 1, 0),
+        (["guest-reset", "guest-reset", "guest-shutdown"], 3, 0),
+        (["guest-reset", CRASH], 2, 1),
+        (["guest-reset", ""], 2, 0),
+    ],
 )
-def test_the_shell_boots_again_after_resets_only(tmp_path: Path, reasons: list[str], boots: int) -> None:
-    """The shell itself, with a stand-in for QEMU that says on the event monitor how it ended."""
+def test_the_shell_boots_again_after_resets_only(tmp_path: Path, ends: list[str], boots: int, code: int) -> None:
+    """The shell itself, with a stand-in for QEMU that says on its output, or does not, how it ended."""
     places = Places(tmp_path)
-    events = [json.dumps({"event": "SHUTDOWN", "data": {"reason": reason}}) for reason in reasons]
-    (tmp_path / "todo").write_text("\n".join(events) + "\n")
-    fake = [
-        "sh",
-        "-c",
-        f"head -n 1 {tmp_path}/todo >> {places.events}; sed -i 1d {tmp_path}/todo; echo boot >> {tmp_path}/boots",
-    ]
-    feed = (tmp_path / "feed").open("w")
-    subprocess.run(lives(fake, None, places, feed.fileno()), pass_fds=(feed.fileno(),), check=True, timeout=30)
+    said = [json.dumps({"event": "SHUTDOWN", "data": {"reason": end}}) for end in ends]
+    lines = [end if end == CRASH else (f"echo '{one}'" if end else "true") for end, one in zip(ends, said, strict=True)]
+    (tmp_path / "todo").write_text("\n".join(lines) + "\n")
+    stand_in = (
+        f'echo boot >> {tmp_path}/boots; todo=$(head -n 1 {tmp_path}/todo); sed -i 1d {tmp_path}/todo; eval "$todo"'
+    )
+    with (tmp_path / "feed").open("w") as feed, places.events.open("a") as events:
+        done = subprocess.run(
+            lives(["sh", "-c", stand_in], None, places, feed.fileno()),
+            pass_fds=(feed.fileno(),), stdout=events, check=False, timeout=30,
+        )  # fmt: skip
+    assert done.returncode == code
     assert (tmp_path / "boots").read_text().split() == ["boot"] * boots
-    assert (tmp_path / "feed").read_text() in ("", CAPABILITIES)
+    assert how_it_ended(places.events.read_text()) == ("" if ends[-1] in ("", CRASH) else ends[-1])
 
 
 def test_how_a_machine_ended_is_read_from_its_events() -> None:
