@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,10 +14,11 @@ from tests.system.conftest import Haneul, eventually
 
 
 @pytest.fixture
-def own(make_haneul: Callable[..., Haneul]) -> Haneul:
+def own(make_haneul: Callable[..., Haneul]) -> Iterator[Haneul]:
     found = make_haneul()
     found.up()
-    return found
+    yield found
+    found.run("down", "--purge")
 
 
 def test_guests_go_on_while_haneul_is_down_and_are_adopted(own: Haneul) -> None:

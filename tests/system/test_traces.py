@@ -87,3 +87,4 @@ def test_uplink_nat_is_taken_back_too(make_haneul: Callable[..., Haneul]) -> Non
     assert found.until(one, "stopped")["StateReason"]["Code"] == "Server.ScheduledStop"
     found.client().start_instances(InstanceIds=[one])
     found.until_ssh(one)
+    found.run("down", "--purge")
