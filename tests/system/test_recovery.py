@@ -71,12 +71,10 @@ def test_a_guest_that_ended_while_haneul_was_down_is_found_so(own: Haneul) -> No
     assert own.until(crashed, "stopped")["StateReason"]["Code"] == "Server.InternalError"
 
 
-def test_killed_in_the_middle_of_launches_it_completes_them(own: Haneul) -> None:
+def _kill_in_the_middle_of_launches(own: Haneul, rounds: int, moments: random.Random) -> None:
     """At several moments of a launch; what was promised is there after the restart, and nothing beside it."""
-    seed = int(os.environ.get("HANEUL_TEST_SEED", "1"))
-    moments = random.Random(seed)
     promised: list[str] = []
-    for _ in range(4):
+    for _ in range(rounds):
         killer = threading.Timer(moments.uniform(0.0, 0.25), own.kill)
         promised += own.launch()
         killer.start()
@@ -90,6 +88,17 @@ def test_killed_in_the_middle_of_launches_it_completes_them(own: Haneul) -> None
     assert len(list((own.data / "volumes").iterdir())) == len(promised)
     own.terminate(*promised)
     eventually("nothing of them is left", lambda: not list((own.data / "volumes").iterdir()))
+
+
+def test_killed_in_the_middle_of_launches_it_completes_them(own: Haneul) -> None:
+    _kill_in_the_middle_of_launches(own, 4, random.Random(int(os.environ.get("HANEUL_TEST_SEED", "1"))))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_in_the_middle_of_many_launches(own: Haneul) -> None:
+    for seed in range(6):
+        _kill_in_the_middle_of_launches(own, 4, random.Random(seed))
 
 
 def test_dnsmasq_and_the_metadata_process_come_back(own: Haneul) -> None:
