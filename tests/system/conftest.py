@@ -135,7 +135,7 @@ class Haneul:
         found: dict[str, Any] = answer["Reservations"][0]["Instances"][0]
         return found
 
-    def until(self, instance_id: str, state: str, seconds: float = 120) -> dict[str, Any]:
+    def until(self, instance_id: str, state: str, seconds: float = 240) -> dict[str, Any]:
         def ask() -> dict[str, Any] | None:
             found = self.instance(instance_id)
             return found if found["State"]["Name"] == state else None
@@ -181,7 +181,7 @@ class Haneul:
         )  # fmt: skip
         return done.stdout.strip()
 
-    def until_ssh(self, instance_id: str, seconds: float = 180, **options: Any) -> None:
+    def until_ssh(self, instance_id: str, seconds: float = 300, **options: Any) -> None:
         def ask() -> bool:
             return self.ssh(instance_id, "echo in", timeout=30, **options) == "in"
 

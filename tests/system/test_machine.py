@@ -83,11 +83,11 @@ def test_a_reboot_uses_the_boot_loader_of_the_disk(haneul: Haneul, launch: Launc
         found = haneul.ssh(instance, "cat /proc/sys/kernel/random/boot_id", timeout=20)
         return found if found != since else None
 
-    second = eventually("the guest has rebooted by itself", lambda: rebooted(first), 120)
+    second = eventually("the guest has rebooted by itself", lambda: rebooted(first), 240)
     assert "haneul.test=1" in haneul.ssh(instance, "cat /proc/cmdline")
     assert haneul.instance(instance)["State"]["Name"] == "running"
     haneul.client().reboot_instances(InstanceIds=[instance])
-    third = eventually("the guest was rebooted by the API", lambda: rebooted(second), 120)
+    third = eventually("the guest was rebooted by the API", lambda: rebooted(second), 240)
     assert third not in (first, second)
     assert "haneul.test=1" in haneul.ssh(instance, "cat /proc/cmdline")
 
@@ -126,7 +126,7 @@ def test_force_cuts_the_power_of_a_deaf_guest(haneul: Haneul, launch: Launch) ->
     ec2.stop_instances(InstanceIds=[instance])
     assert haneul.instance(instance)["State"]["Name"] == "stopping"
     ec2.stop_instances(InstanceIds=[instance], Force=True)
-    haneul.until(instance, "stopped", 15)
+    haneul.until(instance, "stopped", 40)
 
 
 def test_console_output_and_screenshot(haneul: Haneul, launch: Launch) -> None:

@@ -41,16 +41,16 @@ def test_groups_filter_inside_a_subnet_and_change_live(haneul: Haneul, pair: tup
     assert _pings(haneul, narrow, back), "and the answer to what it began itself comes in"
     ping = {"IpProtocol": "icmp", "FromPort": -1, "ToPort": -1, "IpRanges": [{"CidrIp": f"{back}/32"}]}
     ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ping])
-    eventually("the new rule lets ICMP in", lambda: _pings(haneul, wide, there), 20)
+    eventually("the new rule lets ICMP in", lambda: _pings(haneul, wide, there), 60)
     ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=[ping])
-    eventually("the revoked rule is gone", lambda: not _pings(haneul, wide, there), 20)
+    eventually("the revoked rule is gone", lambda: not _pings(haneul, wide, there), 60)
     everything = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
     ec2.revoke_security_group_egress(GroupId=group, IpPermissions=[everything])
-    eventually("without egress rules nothing gets out", lambda: not _pings(haneul, narrow, back), 20)
+    eventually("without egress rules nothing gets out", lambda: not _pings(haneul, narrow, back), 60)
     ec2.authorize_security_group_egress(GroupId=group, IpPermissions=[everything])
     peer = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": haneul.open_group()}]}
     ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[peer])
-    eventually("members of another group may be let in", lambda: _pings(haneul, wide, there), 20)
+    eventually("members of another group may be let in", lambda: _pings(haneul, wide, there), 60)
 
 
 def test_a_guest_cannot_lie_about_its_address(haneul: Haneul, pair: tuple[str, str, str]) -> None:
