@@ -226,3 +226,12 @@ async def test_a_socket_that_is_a_link_is_not_followed(server: Server) -> None:
     places.qmp.symlink_to("victim.sock")
     with pytest.raises(DriverError):
         await server.machines.screenshot(SPEC.instance_id)
+
+
+@_async
+async def test_a_guest_that_does_not_hear_is_cut_at_the_deadline(server: Server) -> None:
+    """Right after its start no guest hears the power button."""
+    await _run(server)
+    stop = replace(SPEC, power="stopped", stop_seconds=1)
+    off = await _until(lambda: server.machines.ensure_stopped(stop), lambda report: report.power == "off")
+    assert off.cause == "ordered"
