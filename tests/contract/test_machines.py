@@ -62,7 +62,11 @@ def _qemu(directory: Path) -> Server:
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     directory = Path(tempfile.mkdtemp(prefix="haneul-contract-", dir="/var/tmp"))
     directory.chmod(0o711)
-    found = {"fake": _fake, "qemu": _qemu}[request.param](directory)
+    try:
+        found = {"fake": _fake, "qemu": _qemu}[request.param](directory)
+    except pytest.skip.Exception:
+        shutil.rmtree(directory)
+        raise
     yield found
 
     async def clean() -> None:
