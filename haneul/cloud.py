@@ -20,6 +20,7 @@ from haneul.agent.agent import Agent, Drivers
 from haneul.agent.link import LocalLink
 from haneul.api.app import Api, make_app
 from haneul.api.control import make_control
+from haneul.api.protocol import KeptForms
 from haneul.config import Settings
 from haneul.drivers.interface import Console, DriverError, Screenshotter
 from haneul.errors import CloudError, SettingsError
@@ -204,7 +205,7 @@ async def start(
             loop.call_soon_threadsafe(agent.wake)
 
     drivers = make_drivers(wake)
-    cloud = Cloud(store, settings, LocalAsk(drivers, loop), time.time, identity.secret)
+    cloud = Cloud(store, settings, LocalAsk(drivers, loop), time.time, identity.secret, forms=KeptForms(settings.forms_mib << 20))
     signer = Signer(identity.sign, identity.ssh_public)
     control = Control(store, settings, signer, time.time, catalogue)
     agent = Agent(LocalLink(control, SERVER_ID), drivers, SERVER_ID)

@@ -57,6 +57,7 @@ class Settings:
     vcpu_overcommit: int = _setting(16, "vCPUs that may be promised for each of the server's")
     memory_reserve_mib: int = _setting(1024, "memory of the server that instances never get")
     memory_overhead_mib: int = _setting(160, "memory that one instance costs beyond its own")
+    forms_mib: int = _setting(96, "memory for answers' parts that are kept until their resource changes")
     terminated_seconds: int = _setting(3600, "how long a terminated instance stays describable")
 
     @property

@@ -10,7 +10,10 @@ import base64
 import binascii
 import datetime as dt
 import re
+import sys
+import threading
 import typing
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -19,6 +22,7 @@ import botocore.session
 from botocore.model import ListShape, OperationModel, ServiceModel, Shape, StructureShape
 
 from haneul.errors import CloudError, invalid, missing
+from haneul.services.context import Form
 
 Tree = dict[str, Any]
 Parameters = list[tuple[str, str]]
@@ -250,6 +254,10 @@ def _text_of(shape: Shape) -> Callable[[Any], str]:
     return lambda value: escape(str(value))
 
 
+def _leaf(text: Callable[[Any], str]) -> Write:
+    return lambda value, out: out.append(text(value))
+
+
 class _Serialiser:
     """Writers by shape, made once for each shape and kept."""
 
@@ -262,8 +270,7 @@ class _Serialiser:
             return self._named(typing.cast(StructureShape, shape))
         if shape.type_name == "list":
             return self._list(typing.cast(ListShape, shape))
-        text = _text_of(shape)
-        return lambda value, out: out.append(text(value))
+        return _leaf(_text_of(shape))
 
     def _named(self, shape: StructureShape) -> Write:
         name = shape.name
@@ -280,9 +287,13 @@ class _Serialiser:
             for wire in (member.serialization.get("name", name),)
         ]
 
-        def write(value: Mapping[str, Any], out: list[str]) -> None:
+        def write(value: Mapping[str, Any] | Form, out: list[str]) -> None:
+            if type(value) is Form:
+                out.append(value.text)
+                return
+            find = value.get  # type: ignore[union-attr]
             for name, opening, closing, inner in members:
-                item = value.get(name)
+                item = find(name)
                 if item is not None:
                     out.append(opening)
                     inner(item, out)
@@ -307,6 +318,38 @@ class _Serialiser:
 @cache
 def _serialiser(service: str) -> _Serialiser:
     return _Serialiser(service)
+
+
+class KeptForms:
+    """`services.context.Forms` in `limit` bytes: the least recently used go first. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._kept: OrderedDict[tuple[str, str], tuple[int, Form, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, shape: str, resource: str, version: int) -> Form | None:
+        key = (shape, resource)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None or found[0] != version:
+                return None
+            self._kept.move_to_end(key)
+            return found[1]
+
+    def put(self, shape: str, resource: str, version: int, item: Mapping[str, Any]) -> Form:
+        out: list[str] = []
+        _serialiser("ec2").writer(service_model("ec2").shape_for(shape))(item, out)
+        form = Form("".join(out))
+        size = sys.getsizeof(form.text) + 200
+        with self._lock:
+            old = self._kept.pop((shape, resource), None)
+            self._size += size - (old[2] if old else 0)
+            self._kept[shape, resource] = (version, form, size)
+            while self._size > self._limit and len(self._kept) > 1:
+                self._size -= self._kept.popitem(last=False)[1][2]
+        return form
 
 
 def serialise(service: str, operation: OperationModel, result: Mapping[str, Any], request_id: str) -> bytes:

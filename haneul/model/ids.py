@@ -26,6 +26,9 @@ RESOURCE_TYPES = {
     "acl": "network-acl",
     "dopt": "dhcp-options",
     "key": "key-pair",
+    "lt": "launch-template",
+    "pg": "placement-group",
+    "fleet": "fleet",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +33,21 @@ class Ask(Protocol):
         """A PNG."""
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A resource as it goes over the wire: the inside of its element."""
+
+    text: str
+
+
+class Forms(Protocol):
+    """Forms kept by the version of their resource's row, in bounded memory. `shape` is the model's name."""
+
+    def get(self, shape: str, resource: str, version: int) -> Form | None: ...
+
+    def put(self, shape: str, resource: str, version: int, item: Mapping[str, Any]) -> Form: ...
+
+
 @dataclass(frozen=True)
 class Caller:
     account: str
@@ -56,6 +71,7 @@ class Context:
     now: float
     new_id: NewId
     secret: bytes
+    forms: Forms | None = None
 
     @property
     def account(self) -> str:

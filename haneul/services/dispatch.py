@@ -15,7 +15,7 @@ from haneul.config import Settings
 from haneul.errors import CloudError
 from haneul.model.ids import NewId, new_id
 from haneul.services import defaults
-from haneul.services.context import OPERATIONS, Ask, Caller, Context, Input, Later, Operation, Output, is_read
+from haneul.services.context import OPERATIONS, Ask, Caller, Context, Forms, Input, Later, Operation, Output, is_read
 from haneul.store import tables
 from haneul.store.database import Store, Transaction
 
@@ -59,6 +59,7 @@ class Cloud:
     clock: Callable[[], float]
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     make_id: NewId = new_id
+    forms: Forms | None = None
     _scopes: set[tuple[str, str]] = field(default_factory=set)
     _scopes_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -83,7 +84,7 @@ class Cloud:
             raise CloudError("DryRunOperation", "Request would have succeeded, but DryRun flag is set.") from None
 
     def _context(self, tx: Transaction, caller: Caller, name: str) -> Context:
-        return Context(tx, caller, name, self.settings, self.ask, self.clock(), self.make_id, self.secret)
+        return Context(tx, caller, name, self.settings, self.ask, self.clock(), self.make_id, self.secret, self.forms)
 
     def _once(self, operation: Operation, ctx: Context, params: Input) -> Output:
         """A repeated ClientToken gives the first answer; token and new rows are of one transaction."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,44 @@ def _configure_sqlite(engine: Engine) -> None:
         connection.execute("PRAGMA busy_timeout=20000")
 
 
+@cache
+def _select(table: Table, names: tuple[str, ...], nulls: tuple[str, ...]) -> Any:
+    """Statements are made once: making one costs more than SQLite takes to run it."""
+    equal = [table.c[name] == sa.bindparam(name) for name in names]
+    return sa.select(table).where(*equal, *(table.c[name].is_(None) for name in nulls))
+
+
+@cache
+def _select_among(table: Table, column: str, names: tuple[str, ...]) -> Any:
+    among = table.c[column].in_(sa.bindparam("among", expanding=True))
+    return sa.select(table).where(among, *(table.c[name] == sa.bindparam(name) for name in names))
+
+
+@cache
+def _update(table: Table, names: tuple[str, ...]) -> Any:
+    values = {name: sa.bindparam(f"new_{name}") for name in names}
+    return sa.update(table).where(table.c.id == sa.bindparam("key")).values(version=table.c.version + 1, **values)
+
+
+@cache
+def _touch(table: Table) -> Any:
+    return sa.update(table).where(table.c.id == sa.bindparam("key")).values(version=table.c.version + 1)
+
+
+@cache
+def _touch_owner_of(table: Table) -> Any:
+    column, owner = tables.OWNERS[table]
+    held_by = sa.select(table.c[column]).where(table.c.id == sa.bindparam("key")).scalar_subquery()
+    return sa.update(owner).where(owner.c.id == held_by).values(version=owner.c.version + 1)
+
+
+@cache
+def _names(table: Table) -> tuple[str, ...]:
+    return tuple(table.c.keys())
+
+
 class Transaction:
-    """One unit of work. Reads give mappings; writes raise the version of what they change.
+    """One unit of work. Reads give mappings; writes raise the version of what they change and of its owner.
 
     `wakes` says that the commit changes something that an agent has to act on.
     """
@@ -42,45 +79,89 @@ class Transaction:
         self._connection = connection
         self.writable = writable
         self.wakes = False
+        self._inserted: set[str] = set()  # nobody has seen a version of these yet
 
-    def execute(self, statement: Any) -> Any:
-        return self._connection.execute(statement)
+    def execute(self, statement: Any, parameters: Any = None) -> Any:
+        return self._connection.execute(statement, parameters)
 
     def get(self, table: Table, key: str) -> Row | None:
-        found = self._connection.execute(sa.select(table).where(table.c.id == key)).mappings().first()
-        return dict(found) if found is not None else None
+        rows = self.select(table, id=key)
+        return rows[0] if rows else None
 
     def select(self, table: Table, *where: Any, **equal: Any) -> list[Row]:
-        statement = sa.select(table).where(*where, *(table.c[name] == value for name, value in equal.items()))
-        return [dict(row) for row in self._connection.execute(statement).mappings()]
+        nulls = tuple(name for name, value in equal.items() if value is None)
+        given = {name: value for name, value in equal.items() if value is not None}
+        statement = _select(table, tuple(given), nulls)
+        if where:
+            statement = statement.where(*where)
+        return self._rows(table, statement, given)
 
     def among(self, table: Table, column: str, values: Sequence[str], **equal: Any) -> list[Row]:
         """Rows whose `column` is one of `values`, in pieces that every database accepts."""
         found: list[Row] = []
         unique = list(dict.fromkeys(values))
+        statement = _select_among(table, column, tuple(equal))
         for start in range(0, len(unique), IN_CHUNK):
-            found += self.select(table, table.c[column].in_(unique[start : start + IN_CHUNK]), **equal)
+            found += self._rows(table, statement, equal | {"among": unique[start : start + IN_CHUNK]})
         return found
 
+    def _rows(self, table: Table, statement: Any, parameters: Mapping[str, Any]) -> list[Row]:
+        names = _names(table)
+        return [dict(zip(names, row, strict=True)) for row in self._connection.execute(statement, parameters)]
+
     def insert(self, table: Table, **values: Any) -> None:
-        self._connection.execute(sa.insert(table).values(**values))
+        self.insert_many(table, [values])
+
+    def insert_many(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows that all have the same columns."""
+        if not rows:
+            return
+        self._connection.execute(sa.insert(table), rows if len(rows) > 1 else rows[0])
         self.wakes = True
+        self._inserted.update(row["id"] for row in rows if "id" in row)
+        if table is tables.tags:
+            self._touch_resources({row["resource_id"] for row in rows})
+        elif table in tables.OWNERS:
+            column, owner = tables.OWNERS[table]
+            for one in {row.get(column, "") for row in rows}:
+                self._touch(owner, one)
 
     def update(self, table: Table, key: str, **values: Any) -> None:
-        statement = sa.update(table).where(table.c.id == key)
-        self._connection.execute(statement.values(version=table.c.version + 1, **values))
+        given = {f"new_{name}": value for name, value in values.items()}
+        if table in tables.OWNERS:
+            self._connection.execute(_touch_owner_of(table), {"key": key})
+            column, owner = tables.OWNERS[table]
+            self._touch(owner, values.get(column, ""))
+        self._connection.execute(_update(table, tuple(values)), given | {"key": key})
         self.wakes = True
 
     def update_where(self, table: Table, condition: Any, **values: Any) -> int:
-        """A conditional update; gives how many rows met the condition."""
+        """A conditional update that raises no version; gives how many rows met the condition."""
         changed = self._connection.execute(sa.update(table).where(condition).values(**values)).rowcount
         self.wakes = True
         return int(changed)
 
     def delete(self, table: Table, *where: Any, **equal: Any) -> None:
         conditions = (*where, *(table.c[name] == value for name, value in equal.items()))
+        if table is tables.tags:
+            held = sa.select(table.c.resource_id).where(*conditions).distinct()
+            self._touch_resources({row[0] for row in self._connection.execute(held)})
+        elif table in tables.OWNERS:
+            column, owner = tables.OWNERS[table]
+            for row in self._connection.execute(sa.select(table.c[column]).where(*conditions).distinct()).all():
+                self._touch(owner, row[0])
         self._connection.execute(sa.delete(table).where(*conditions))
         self.wakes = True
+
+    def _touch_resources(self, ids: Iterable[str]) -> None:
+        for one in ids:
+            table = tables.BY_PREFIX.get(one.rpartition("-")[0])
+            if table is not None:
+                self._touch(table, one)
+
+    def _touch(self, table: Table, key: str) -> None:
+        if key and key not in self._inserted:
+            self._connection.execute(_touch(table), {"key": key})
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:

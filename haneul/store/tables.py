@@ -37,7 +37,8 @@ def _resource(name: str, *columns: Column[object] | UniqueConstraint | Index) ->
         Column("version", Integer, nullable=False, default=1),
         Column("created", Float, nullable=False),
         *columns,
-        Index(f"ix_{name}_scope", "account", "region"),
+        # The order in which a Describe gives them, so that a page is one range of this index.
+        Index(f"ix_{name}_scope", "account", "region", "created", "id"),
     )
 
 
@@ -111,6 +112,7 @@ tags = Table(
     Column("region", String(32), nullable=False),
     Column("resource_type", String(64), nullable=False),
     Index("ix_tags_scope", "account", "region"),
+    Index("ix_tags_value", "account", "region", "key", "value"),
 )
 
 instances = _resource(
@@ -127,6 +129,8 @@ instances = _resource(
     _text("vpc_id"),
     _text("subnet_id"),
     _text("client_token"),
+    _text("placement_group"),
+    Column("partition_number", Integer, nullable=False, default=0),
     Column("user_data", Text, nullable=True),
     _text("shutdown_behavior", "stop"),
     _flag("disable_api_termination"),
@@ -159,6 +163,9 @@ instances = _resource(
     Column("observed_reachable", Boolean, nullable=True),
     Column("observed_reachable_since", Float, nullable=True),
     Index("ix_instances_server", "server_id"),
+    Index("ix_instances_reservation", "reservation_id"),
+    Index("ix_instances_subnet", "subnet_id"),
+    Index("ix_instances_image", "image_id"),
 )
 
 volumes = _resource(
@@ -264,3 +271,68 @@ route_tables = _resource("route_tables", _text("vpc_id"), _flag("main"), _json("
 internet_gateways = _resource("internet_gateways", _text("vpc_id"))
 network_acls = _resource("network_acls", _text("vpc_id"), _flag("is_default"), _json("entries"), _json("associations"))
 dhcp_options = _resource("dhcp_options", _json("options"))
+
+#: Who may launch an image beside its owner. What everybody may launch has `images.public`.
+image_permissions = Table(
+    "image_permissions",
+    metadata,
+    Column("image_id", String(32), primary_key=True),
+    Column("account", String(12), primary_key=True),
+    Index("ix_image_permissions_account", "account"),
+)
+
+launch_templates = _resource(
+    "launch_templates",
+    _text("name"),
+    _text("created_by"),
+    Column("default_version", Integer, nullable=False, default=1),
+    Column("latest_version", Integer, nullable=False, default=1),
+    UniqueConstraint("account", "region", "name", name="uq_launch_templates_name"),
+)
+launch_template_versions = Table(
+    "launch_template_versions",
+    metadata,
+    Column("template_id", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("created", Float, nullable=False),
+    _text("created_by"),
+    _text("description"),
+    _json("data"),
+)
+placement_groups = _resource(
+    "placement_groups",
+    _text("name"),
+    _text("strategy"),
+    _text("spread_level"),
+    Column("partitions", Integer, nullable=False, default=0),
+    UniqueConstraint("account", "region", "name", name="uq_placement_groups_name"),
+)
+fleets = _resource("fleets", _text("kind"), _json("request"), _json("instances"), _json("errors"))
+
+#: Parts of a resource -> (the column that names the resource, its table): what changes a part changes what a
+#: Describe shows of the resource, and so raises its version.
+OWNERS: dict[Table, tuple[str, Table]] = {
+    interfaces: ("instance_id", instances),
+    volumes: ("instance_id", instances),
+    security_group_rules: ("group_id", security_groups),
+}
+
+#: Prefix of an id -> the table of what has it. Tags are a part of any of these.
+BY_PREFIX: dict[str, Table] = {
+    "i": instances,
+    "ami": images,
+    "vol": volumes,
+    "eni": interfaces,
+    "vpc": vpcs,
+    "subnet": subnets,
+    "sg": security_groups,
+    "sgr": security_group_rules,
+    "rtb": route_tables,
+    "igw": internet_gateways,
+    "acl": network_acls,
+    "dopt": dhcp_options,
+    "key": key_pairs,
+    "lt": launch_templates,
+    "pg": placement_groups,
+    "fleet": fleets,
+}

@@ -40,22 +40,25 @@ def _grouped(rows: Iterable[Row], column: str) -> dict[str, list[Row]]:
 
 
 def views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
-    """The rows in EC2's shape, in the same order. `ReservationId` is kept beside for `reservations`."""
+    """The rows in EC2's shape, in the same order. `ReservationId` is for filters."""
     ids = [row["id"] for row in rows]
-    interfaces = _grouped(_of(ctx, tables.interfaces, ids), "instance_id")
-    disks = _grouped(_of(ctx, tables.volumes, ids), "instance_id")
+    interfaces = _grouped(ctx.tx.among(tables.interfaces, "instance_id", ids), "instance_id")
+    disks = _grouped(ctx.tx.among(tables.volumes, "instance_id", ids), "instance_id")
     labels = tags.of(ctx, ids)
-    return [_view(ctx, row, interfaces.get(row["id"], []), disks.get(row["id"], []), labels[row["id"]]) for row in rows]
-
-
-def _of(ctx: Context, table: Any, ids: list[str]) -> list[Row]:
-    if len(ids) > 400:
-        return ctx.own(table)
-    return ctx.tx.among(table, "instance_id", ids)
+    groups = networks.group_names(ctx, (one for rows_of_one in interfaces.values() for one in rows_of_one))
+    return [
+        _view(ctx, row, interfaces.get(row["id"], []), disks.get(row["id"], []), labels[row["id"]], groups)
+        for row in rows
+    ]
 
 
 def _view(
-    ctx: Context, row: Row, interfaces: list[Row], disks: list[Row], labels: list[dict[str, str]]
+    ctx: Context,
+    row: Row,
+    interfaces: list[Row],
+    disks: list[Row],
+    labels: list[dict[str, str]],
+    groups: dict[str, str],
 ) -> dict[str, Any]:
     kind = instance_types()[row["instance_type"]]
     now = state_of(row)
@@ -74,14 +77,15 @@ def _view(
         "RootDeviceName": row["root_device"],
         "RootDeviceType": "ebs",
         "BlockDeviceMappings": [_mapping(disk, row) for disk in _root_first(disks, row["root_device"])],
-        "NetworkInterfaces": [_interface(ctx, one) for one in interfaces],
-        "SecurityGroups": networks.group_views(ctx, interfaces[0]["groups"]) if interfaces else [],
+        "NetworkInterfaces": [_interface(ctx, one, groups) for one in interfaces],
+        "SecurityGroups": networks.group_views(groups, interfaces[0]["groups"]) if interfaces else [],
         "Placement": {
             "AvailabilityZone": row["zone"],
             "AvailabilityZoneId": zone_id(row["zone"]),
-            "GroupName": "",
+            "GroupName": row["placement_group"],
             "Tenancy": "default",
-        },
+        }
+        | ({"PartitionNumber": row["partition_number"]} if row["partition_number"] else {}),
         "Monitoring": {"State": "enabled" if row["monitoring"] else "disabled"},
         "CpuOptions": {"CoreCount": kind.cores, "ThreadsPerCore": kind.threads_per_core},
         "MetadataOptions": {"State": "applied", **row["metadata_options"]},
@@ -143,15 +147,15 @@ def _mapping(disk: Row, row: Row) -> dict[str, Any]:
     return {"DeviceName": disk["device"], "Ebs": ebs}
 
 
-def _interface(ctx: Context, row: Row) -> dict[str, Any]:
-    return networks.interface_core(ctx, row) | {"Attachment": networks.attachment_core(row)}
+def _interface(ctx: Context, row: Row, groups: dict[str, str]) -> dict[str, Any]:
+    return networks.interface_core(ctx, row, groups) | {"Attachment": networks.attachment_core(row)}
 
 
-def reservations(ctx: Context, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Views gathered by reservation, in the order in which they come."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for item in items:
-        found.setdefault(item["ReservationId"], []).append(item)
+def reservations(ctx: Context, items: Iterable[tuple[Row, Any]]) -> list[dict[str, Any]]:
+    """(row, item) gathered by the row's reservation, in the order in which they come."""
+    found: dict[str, list[Any]] = {}
+    for row, item in items:
+        found.setdefault(row["reservation_id"], []).append(item)
     return [
         {"ReservationId": one, "OwnerId": ctx.account, "Groups": [], "Instances": members}
         for one, members in found.items()
@@ -160,4 +164,5 @@ def reservations(ctx: Context, items: list[dict[str, Any]]) -> list[dict[str, An
 
 def reservation(ctx: Context, ids: list[str]) -> Output:
     rows = {row["id"]: row for row in ctx.tx.among(tables.instances, "id", ids)}
-    return reservations(ctx, views(ctx, [rows[one] for one in ids]))[0]
+    ordered = [rows[one] for one in ids]
+    return reservations(ctx, zip(ordered, views(ctx, ordered), strict=True))[0]

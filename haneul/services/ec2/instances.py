@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from haneul.errors import CloudError, combination, invalid, missing
-from haneul.model.instance import Reason, State, user_initiated
+from haneul.model.instance import STATE_CODES, Reason, State, user_initiated
 from haneul.model.region import zone_id
 from haneul.services import placement
 from haneul.services.context import Context, Input, Later, Output, ec2, gmt, moment
-from haneul.services.describe import check_ids, matching, page, require
+from haneul.services.describe import Computed, Listing, Related, check_ids, describe, listed, require
 from haneul.services.ec2 import instance_types, launch
 from haneul.services.ec2.instance_views import reservations, state_of, state_view, views
 from haneul.store import tables
@@ -122,18 +122,44 @@ _FILTERS = {
 }
 
 
+_STATE_COLUMNS = ("power", "boot_count", "started_at_boot", "force", "observed_power", "observed_boot_count",
+                  "observed_cause", "observed_detail")  # fmt: skip
+_STATE = {
+    "instance-state-name": Computed(_STATE_COLUMNS, lambda row: (state_of(row),)),
+    "instance-state-code": Computed(_STATE_COLUMNS, lambda row: (str(STATE_CODES[state_of(row)]),)),
+}
+_ZONE = {"availability-zone": "zone"}
+_nic, _disk = tables.interfaces.c, tables.volumes.c
+
+INSTANCES = Listing(
+    tables.instances, "Instance", "InstanceIds", "i", "InvalidInstanceID", "instance ID", views, _FILTERS,
+    columns=_STATE | _ZONE | {
+        "instance-id": "id", "image-id": "image_id", "instance-type": "instance_type", "key-name": "key_name",
+        "reservation-id": "reservation_id", "client-token": "client_token", "launch-index": "launch_index",
+        "root-device-name": "root_device", "placement-group-name": "placement_group",
+    },
+    related={
+        "subnet-id": Related(_nic.instance_id, _nic.subnet_id),
+        "vpc-id": Related(_nic.instance_id, _nic.vpc_id),
+        "private-ip-address": Related(_nic.instance_id, _nic.address),
+        "ip-address": Related(_nic.instance_id, _nic.public_address),
+        "network-interface.network-interface-id": Related(_nic.instance_id, _nic.id),
+        "network-interface.subnet-id": Related(_nic.instance_id, _nic.subnet_id),
+        "network-interface.vpc-id": Related(_nic.instance_id, _nic.vpc_id),
+        "network-interface.mac-address": Related(_nic.instance_id, _nic.mac),
+        "block-device-mapping.volume-id": Related(_disk.instance_id, _disk.id),
+    } | {
+        name: Related(_nic.instance_id, _nic.groups, lambda groups: groups)
+        for name in ("group-id", "instance.group-id", "network-interface.group-id")
+    },
+    light=("reservation_id",),
+)  # fmt: skip
+
+
 @ec2
 def describe_instances(ctx: Context, params: Input) -> Output:
-    wanted = params.get("InstanceIds", [])
-    rows = find(ctx, wanted) if wanted else ctx.own(tables.instances)
-    items = matching(ctx, params, views(ctx, rows), _FILTERS)
-    shown, token = page(ctx, params, items, _launch_order, ids="InstanceIds")
+    shown, token = listed(ctx, params, INSTANCES)
     return {"Reservations": reservations(ctx, shown), "NextToken": token}
-
-
-def _launch_order(item: dict[str, Any]) -> str:
-    # Not by the launch time: a start changes it, and an instance must not appear on two pages.
-    return f"{item['UsageOperationUpdateTime'].timestamp():017.6f} {item['InstanceId']}"
 
 
 _STATUS_FILTERS = {
@@ -156,7 +182,7 @@ def _check(status: str, since: float | None) -> dict[str, Any]:
     return {"Status": status, "Details": [detail] if status != "not-applicable" else []}
 
 
-def _status(ctx: Context, row: Row) -> dict[str, Any]:
+def _status(row: Row) -> dict[str, Any]:
     now = state_of(row)
     if now != "running":
         instance, system = "not-applicable", "not-applicable"
@@ -176,16 +202,20 @@ def _status(ctx: Context, row: Row) -> dict[str, Any]:
     }
 
 
+_STATUSES = Listing(
+    tables.instances, "InstanceStatus", "InstanceIds", "i", "InvalidInstanceID", "instance ID",
+    lambda ctx, rows: [_status(row) for row in rows], _STATUS_FILTERS, columns=_STATE | _ZONE,
+)  # fmt: skip
+
+
 @ec2
 def describe_instance_status(ctx: Context, params: Input) -> Output:
     """Running instances only, unless IncludeAllInstances is given."""
-    wanted = params.get("InstanceIds", [])
-    rows = find(ctx, wanted) if wanted else ctx.own(tables.instances)
+    wanted = params
     if not params.get("IncludeAllInstances"):
-        rows = [row for row in rows if state_of(row) == "running"]
-    items = matching(ctx, params, [_status(ctx, row) for row in rows], _STATUS_FILTERS, taggable=False)
-    shown, token = page(ctx, params, items, lambda item: item["InstanceId"], ids="InstanceIds")
-    return {"InstanceStatuses": shown, "NextToken": token}
+        running = {"Name": "instance-state-name", "Values": ["running"]}
+        wanted = params | {"Filters": [*params.get("Filters", ()), running]}
+    return describe(ctx, wanted, _STATUSES, "InstanceStatuses")
 
 
 # --- power ------------------------------------------------------------------------------------------

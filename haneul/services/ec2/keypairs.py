@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization as s
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from haneul.errors import CloudError, invalid, missing, not_found
 from haneul.services.context import Context, Input, Output, ec2, moment
-from haneul.services.describe import matching
+from haneul.services.describe import Listing, describe
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
@@ -138,29 +139,46 @@ def delete_key_pair(ctx: Context, params: Input) -> Output:
     return {"Return": True} | ({"KeyPairId": rows[0]["id"]} if rows else {})
 
 
-_FILTERS = {"key-pair-id": "KeyPairId", "fingerprint": "KeyFingerprint", "key-name": "KeyName"}
+def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
+    return {
+        "KeyPairId": row["id"],
+        "KeyName": row["name"],
+        "KeyType": row["kind"],
+        "KeyFingerprint": row["fingerprint"],
+        "CreateTime": moment(row["created"]),
+        "PublicKey": row["public_key"],
+        "Tags": labels,
+    }
+
+
+def _views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
+    labels = tags.of(ctx, [row["id"] for row in rows])
+    return [_view(row, labels[row["id"]]) for row in rows]
+
+
+def _unknown(names: Sequence[str]) -> CloudError:
+    return CloudError("InvalidKeyPair.NotFound", f"The key pair '{names[0]}' does not exist")
+
+
+_KEYS = Listing(
+    tables.key_pairs, "KeyPairInfo", "KeyPairIds", "key", "InvalidKeyPair", "key pair", _views,
+    {"key-pair-id": "KeyPairId", "fingerprint": "KeyFingerprint", "key-name": "KeyName"},
+    columns={"key-pair-id": "id", "fingerprint": "fingerprint", "key-name": "name"},
+    unknown=_unknown, check=lambda ids: None, kept=False,
+)  # fmt: skip
 
 
 @ec2
 def describe_key_pairs(ctx: Context, params: Input) -> Output:
-    rows = ctx.own(tables.key_pairs)
-    for wanted, column in ((params.get("KeyNames"), "name"), (params.get("KeyPairIds"), "id")):
-        if wanted:
-            unknown = [one for one in wanted if one not in {row[column] for row in rows}]
-            if unknown:
-                raise CloudError("InvalidKeyPair.NotFound", f"The key pair '{unknown[0]}' does not exist")
-            rows = [row for row in rows if row[column] in wanted]
-    labels = tags.of(ctx, [row["id"] for row in rows])
-    items = [
-        {
-            "KeyPairId": row["id"],
-            "KeyName": row["name"],
-            "KeyType": row["kind"],
-            "KeyFingerprint": row["fingerprint"],
-            "CreateTime": moment(row["created"]),
-            "Tags": labels[row["id"]],
-        }
-        | ({"PublicKey": row["public_key"]} if params.get("IncludePublicKey") else {})
-        for row in sorted(rows, key=lambda row: row["name"])
-    ]
-    return {"KeyPairs": matching(ctx, params, items, _FILTERS)}
+    names = params.get("KeyNames")
+    if names:
+        rows = ctx.tx.among(tables.key_pairs, "name", names, account=ctx.account, region=ctx.region)
+        known = {row["name"]: row["id"] for row in rows}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise _unknown(unknown)
+        params = params | {"KeyPairIds": [*params.get("KeyPairIds", ()), *known.values()]}
+    items = describe(ctx, params, _KEYS, "KeyPairs")["KeyPairs"]
+    if not params.get("IncludePublicKey"):
+        items = [{name: value for name, value in item.items() if name != "PublicKey"} for item in items]
+    return {"KeyPairs": sorted(items, key=lambda item: str(item["KeyName"]))}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Table
+import sqlalchemy as sa
 
 from haneul.errors import CloudError, invalid
 from haneul.model.region import private_dns_name, public_dns_name, zone_id
 from haneul.services.context import Context, Input, Output, ec2, moment
-from haneul.services.describe import Filters, matching, page, require
+from haneul.services.describe import Computed, Listing, describe, require
 from haneul.services.ec2 import tags
 from haneul.services.ec2.security_groups import find_vpc
 from haneul.store import tables
@@ -20,30 +21,14 @@ from haneul.store.database import Row
 View = Callable[[Context, Row], dict[str, Any]]
 
 
-def _describe(
-    ctx: Context,
-    params: Input,
-    table: Table,
-    view: View,
-    known: Filters,
-    *,
-    answer: str,
-    ids: str,
-    prefix: str,
-    code: str,
-    what: str,
-    key: str,
-) -> Output:
-    """A Describe over one table: ids, tags, filters, pages."""
-    rows = ctx.own(table)
-    wanted = params.get(ids, [])
-    require(prefix, code, what, wanted, [row["id"] for row in rows])
-    rows = [row for row in rows if not wanted or row["id"] in wanted]
-    labels = tags.of(ctx, [row["id"] for row in rows])
-    label_field = "TagSet" if table is tables.interfaces else "Tags"
-    items = [view(ctx, row) | {"Tags": labels[row["id"]], label_field: labels[row["id"]]} for row in rows]
-    shown, token = page(ctx, params, matching(ctx, params, items, known), lambda item: item[key], ids=ids)
-    return {answer: shown, "NextToken": token}
+def _with_tags(view: View) -> Callable[[Context, list[Row]], list[dict[str, Any]]]:
+    """Views of rows, each with its tags."""
+
+    def views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
+        labels = tags.of(ctx, [row["id"] for row in rows])
+        return [view(ctx, row) | {"Tags": labels[row["id"]]} for row in rows]
+
+    return views
 
 
 def _vpc(ctx: Context, row: Row) -> dict[str, Any]:
@@ -62,24 +47,27 @@ def _vpc(ctx: Context, row: Row) -> dict[str, Any]:
     }
 
 
+_VPCS_PATHS = {
+    "cidr": "CidrBlock",
+    "cidr-block-association.cidr-block": "CidrBlockAssociationSet.CidrBlock",
+    "cidr-block-association.association-id": "CidrBlockAssociationSet.AssociationId",
+    "cidr-block-association.state": "CidrBlockAssociationSet.CidrBlockState.State",
+    "dhcp-options-id": "DhcpOptionsId",
+    "is-default": "IsDefault",
+    "isDefault": "IsDefault",
+    "owner-id": "OwnerId",
+    "state": "State",
+    "vpc-id": "VpcId",
+}
+_VPCS = Listing(
+    tables.vpcs, "Vpc", "VpcIds", "vpc", "InvalidVpcID", "vpc ID", _with_tags(_vpc), _VPCS_PATHS,
+    columns={"vpc-id": "id", "cidr": "cidr", "dhcp-options-id": "dhcp_options_id", "is-default": "is_default"},
+)  # fmt: skip
+
+
 @ec2
 def describe_vpcs(ctx: Context, params: Input) -> Output:
-    known = {
-        "cidr": "CidrBlock",
-        "cidr-block-association.cidr-block": "CidrBlockAssociationSet.CidrBlock",
-        "cidr-block-association.association-id": "CidrBlockAssociationSet.AssociationId",
-        "cidr-block-association.state": "CidrBlockAssociationSet.CidrBlockState.State",
-        "dhcp-options-id": "DhcpOptionsId",
-        "is-default": "IsDefault",
-        "isDefault": "IsDefault",
-        "owner-id": "OwnerId",
-        "state": "State",
-        "vpc-id": "VpcId",
-    }
-    return _describe(
-        ctx, params, tables.vpcs, _vpc, known,
-        answer="Vpcs", ids="VpcIds", prefix="vpc", code="InvalidVpcID", what="vpc ID", key="VpcId",
-    )  # fmt: skip
+    return describe(ctx, params, _VPCS, "Vpcs")
 
 
 @ec2
@@ -94,8 +82,15 @@ def describe_vpc_attribute(ctx: Context, params: Input) -> Output:
     return {"VpcId": row["id"], name: {"Value": value}}
 
 
-def _subnet(ctx: Context, row: Row) -> dict[str, Any]:
-    used = len(ctx.own(tables.interfaces, subnet_id=row["id"]))
+def _subnets(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
+    subnet = tables.interfaces.c.subnet_id
+    counted = sa.select(subnet, sa.func.count()).where(subnet.in_([row["id"] for row in rows])).group_by(subnet)
+    used = Counter({one: count for one, count in ctx.tx.execute(counted)})
+    labels = tags.of(ctx, [row["id"] for row in rows])
+    return [_subnet(ctx, row, used[row["id"]]) | {"Tags": labels[row["id"]]} for row in rows]
+
+
+def _subnet(ctx: Context, row: Row, used: int) -> dict[str, Any]:
     return {
         "SubnetId": row["id"],
         "SubnetArn": f"arn:aws:ec2:{ctx.region}:{ctx.account}:subnet/{row['id']}",
@@ -121,29 +116,33 @@ def _subnet(ctx: Context, row: Row) -> dict[str, Any]:
     }
 
 
+_SUBNETS_PATHS = {
+    "availability-zone": "AvailabilityZone",
+    "availabilityZone": "AvailabilityZone",
+    "availability-zone-id": "AvailabilityZoneId",
+    "available-ip-address-count": "AvailableIpAddressCount",
+    "cidr": "CidrBlock",
+    "cidr-block": "CidrBlock",
+    "cidrBlock": "CidrBlock",
+    "default-for-az": "DefaultForAz",
+    "defaultForAz": "DefaultForAz",
+    "map-public-ip-on-launch": "MapPublicIpOnLaunch",
+    "owner-id": "OwnerId",
+    "state": "State",
+    "subnet-arn": "SubnetArn",
+    "subnet-id": "SubnetId",
+    "vpc-id": "VpcId",
+}
+_SUBNETS = Listing(
+    tables.subnets, "Subnet", "SubnetIds", "subnet", "InvalidSubnetID", "subnet ID", _subnets, _SUBNETS_PATHS,
+    columns={"subnet-id": "id", "vpc-id": "vpc_id", "availability-zone": "zone", "default-for-az": "is_default"},
+    kept=False,  # AvailableIpAddressCount changes with every launch
+)  # fmt: skip
+
+
 @ec2
 def describe_subnets(ctx: Context, params: Input) -> Output:
-    known = {
-        "availability-zone": "AvailabilityZone",
-        "availabilityZone": "AvailabilityZone",
-        "availability-zone-id": "AvailabilityZoneId",
-        "available-ip-address-count": "AvailableIpAddressCount",
-        "cidr": "CidrBlock",
-        "cidr-block": "CidrBlock",
-        "cidrBlock": "CidrBlock",
-        "default-for-az": "DefaultForAz",
-        "defaultForAz": "DefaultForAz",
-        "map-public-ip-on-launch": "MapPublicIpOnLaunch",
-        "owner-id": "OwnerId",
-        "state": "State",
-        "subnet-arn": "SubnetArn",
-        "subnet-id": "SubnetId",
-        "vpc-id": "VpcId",
-    }
-    return _describe(
-        ctx, params, tables.subnets, _subnet, known,
-        answer="Subnets", ids="SubnetIds", prefix="subnet", code="InvalidSubnetID", what="subnet ID", key="SubnetId",
-    )  # fmt: skip
+    return describe(ctx, params, _SUBNETS, "Subnets")
 
 
 def association(ctx: Context, row: Row) -> dict[str, Any] | None:
@@ -157,13 +156,18 @@ def association(ctx: Context, row: Row) -> dict[str, Any] | None:
     }
 
 
-def group_views(ctx: Context, ids: list[str]) -> list[dict[str, str]]:
-    names = {row["id"]: row["name"] for row in ctx.tx.among(tables.security_groups, "id", ids)}
+def group_names(ctx: Context, interfaces: Iterable[Row]) -> dict[str, str]:
+    """Id -> name of all the groups of some interfaces. Names of groups never change."""
+    ids = list({group for row in interfaces for group in row["groups"]})
+    return {row["id"]: row["name"] for row in ctx.tx.among(tables.security_groups, "id", ids)}
+
+
+def group_views(names: dict[str, str], ids: list[str]) -> list[dict[str, str]]:
     return [{"GroupId": one, "GroupName": names.get(one, "")} for one in ids]
 
 
-def interface_core(ctx: Context, row: Row) -> dict[str, Any]:
-    """What DescribeNetworkInterfaces and DescribeInstances show alike."""
+def interface_core(ctx: Context, row: Row, names: dict[str, str]) -> dict[str, Any]:
+    """What DescribeNetworkInterfaces and DescribeInstances show alike; `names` are those of its groups."""
     name = private_dns_name(row["address"], ctx.region)
     public = association(ctx, row)
     address = {"Primary": True, "PrivateIpAddress": row["address"], "PrivateDnsName": name, "Association": public}
@@ -178,7 +182,7 @@ def interface_core(ctx: Context, row: Row) -> dict[str, Any]:
         "PrivateDnsName": name,
         "PrivateIpAddresses": [address],
         "Ipv6Addresses": [],
-        "Groups": group_views(ctx, row["groups"]),
+        "Groups": group_views(names, row["groups"]),
         "SourceDestCheck": row["source_dest_check"],
         "Status": "in-use" if row["instance_id"] else "available",
         "InterfaceType": "interface",
@@ -197,8 +201,17 @@ def attachment_core(row: Row) -> dict[str, Any]:
     }
 
 
-def _interface(ctx: Context, row: Row) -> dict[str, Any]:
-    view = interface_core(ctx, row) | {
+def _interfaces(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
+    """`TagSet` is what the answer has, `Tags` where filters look."""
+    labels = tags.of(ctx, [row["id"] for row in rows])
+    names = group_names(ctx, rows)
+    return [
+        _interface(ctx, row, names) | {"TagSet": labels[row["id"]], "Tags": labels[row["id"]]} for row in rows
+    ]
+
+
+def _interface(ctx: Context, row: Row, names: dict[str, str]) -> dict[str, Any]:
+    view = interface_core(ctx, row, names) | {
         "AvailabilityZone": row["zone"],
         "RequesterManaged": False,
     }
@@ -207,43 +220,51 @@ def _interface(ctx: Context, row: Row) -> dict[str, Any]:
     return view
 
 
+_NETWORK_INTERFACES_PATHS = {
+    "addresses.association.public-ip": "PrivateIpAddresses.Association.PublicIp",
+    "addresses.primary": "PrivateIpAddresses.Primary",
+    "addresses.private-ip-address": "PrivateIpAddresses.PrivateIpAddress",
+    "association.public-ip": "Association.PublicIp",
+    "association.public-dns-name": "Association.PublicDnsName",
+    "association.ip-owner-id": "Association.IpOwnerId",
+    "attachment.attach-time": "Attachment.AttachTime",
+    "attachment.attachment-id": "Attachment.AttachmentId",
+    "attachment.delete-on-termination": "Attachment.DeleteOnTermination",
+    "attachment.device-index": "Attachment.DeviceIndex",
+    "attachment.instance-id": "Attachment.InstanceId",
+    "attachment.instance-owner-id": "Attachment.InstanceOwnerId",
+    "attachment.status": "Attachment.Status",
+    "availability-zone": "AvailabilityZone",
+    "description": "Description",
+    "group-id": "Groups.GroupId",
+    "group-name": "Groups.GroupName",
+    "interface-type": "InterfaceType",
+    "mac-address": "MacAddress",
+    "network-interface-id": "NetworkInterfaceId",
+    "owner-id": "OwnerId",
+    "private-dns-name": "PrivateDnsName",
+    "private-ip-address": "PrivateIpAddress",
+    "requester-managed": "RequesterManaged",
+    "source-dest-check": "SourceDestCheck",
+    "status": "Status",
+    "subnet-id": "SubnetId",
+    "vpc-id": "VpcId",
+}
+_NETWORK_INTERFACES = Listing(
+    tables.interfaces, "NetworkInterface", "NetworkInterfaceIds", "eni", "InvalidNetworkInterfaceID", "networkInterface ID", _interfaces, _NETWORK_INTERFACES_PATHS,
+    columns={
+        "network-interface-id": "id", "vpc-id": "vpc_id", "subnet-id": "subnet_id", "availability-zone": "zone",
+        "attachment.instance-id": "instance_id", "attachment.attachment-id": "attachment_id", "mac-address": "mac",
+        "private-ip-address": "address", "addresses.private-ip-address": "address", "association.public-ip": "public_address",
+        "addresses.association.public-ip": "public_address", "description": "description",
+        "group-id": Computed(("groups",), lambda row: row["groups"]),
+    },
+)  # fmt: skip
+
+
 @ec2
 def describe_network_interfaces(ctx: Context, params: Input) -> Output:
-    known = {
-        "addresses.association.public-ip": "PrivateIpAddresses.Association.PublicIp",
-        "addresses.primary": "PrivateIpAddresses.Primary",
-        "addresses.private-ip-address": "PrivateIpAddresses.PrivateIpAddress",
-        "association.public-ip": "Association.PublicIp",
-        "association.public-dns-name": "Association.PublicDnsName",
-        "association.ip-owner-id": "Association.IpOwnerId",
-        "attachment.attach-time": "Attachment.AttachTime",
-        "attachment.attachment-id": "Attachment.AttachmentId",
-        "attachment.delete-on-termination": "Attachment.DeleteOnTermination",
-        "attachment.device-index": "Attachment.DeviceIndex",
-        "attachment.instance-id": "Attachment.InstanceId",
-        "attachment.instance-owner-id": "Attachment.InstanceOwnerId",
-        "attachment.status": "Attachment.Status",
-        "availability-zone": "AvailabilityZone",
-        "description": "Description",
-        "group-id": "Groups.GroupId",
-        "group-name": "Groups.GroupName",
-        "interface-type": "InterfaceType",
-        "mac-address": "MacAddress",
-        "network-interface-id": "NetworkInterfaceId",
-        "owner-id": "OwnerId",
-        "private-dns-name": "PrivateDnsName",
-        "private-ip-address": "PrivateIpAddress",
-        "requester-managed": "RequesterManaged",
-        "source-dest-check": "SourceDestCheck",
-        "status": "Status",
-        "subnet-id": "SubnetId",
-        "vpc-id": "VpcId",
-    }
-    return _describe(
-        ctx, params, tables.interfaces, _interface, known,
-        answer="NetworkInterfaces", ids="NetworkInterfaceIds", prefix="eni", code="InvalidNetworkInterfaceID",
-        what="networkInterface ID", key="NetworkInterfaceId",
-    )  # fmt: skip
+    return describe(ctx, params, _NETWORK_INTERFACES, "NetworkInterfaces")
 
 
 def _route_table(ctx: Context, row: Row) -> dict[str, Any]:
@@ -260,26 +281,28 @@ def _route_table(ctx: Context, row: Row) -> dict[str, Any]:
     }
 
 
+_ROUTE_TABLES_PATHS = {
+    "association.main": "Associations.Main",
+    "association.route-table-association-id": "Associations.RouteTableAssociationId",
+    "association.route-table-id": "Associations.RouteTableId",
+    "association.subnet-id": "Associations.SubnetId",
+    "owner-id": "OwnerId",
+    "route.destination-cidr-block": "Routes.DestinationCidrBlock",
+    "route.gateway-id": "Routes.GatewayId",
+    "route.origin": "Routes.Origin",
+    "route.state": "Routes.State",
+    "route-table-id": "RouteTableId",
+    "vpc-id": "VpcId",
+}
+_ROUTE_TABLES = Listing(
+    tables.route_tables, "RouteTable", "RouteTableIds", "rtb", "InvalidRouteTableID", "routeTable ID", _with_tags(_route_table), _ROUTE_TABLES_PATHS,
+    columns={"route-table-id": "id", "vpc-id": "vpc_id"},
+)  # fmt: skip
+
+
 @ec2
 def describe_route_tables(ctx: Context, params: Input) -> Output:
-    known = {
-        "association.main": "Associations.Main",
-        "association.route-table-association-id": "Associations.RouteTableAssociationId",
-        "association.route-table-id": "Associations.RouteTableId",
-        "association.subnet-id": "Associations.SubnetId",
-        "owner-id": "OwnerId",
-        "route.destination-cidr-block": "Routes.DestinationCidrBlock",
-        "route.gateway-id": "Routes.GatewayId",
-        "route.origin": "Routes.Origin",
-        "route.state": "Routes.State",
-        "route-table-id": "RouteTableId",
-        "vpc-id": "VpcId",
-    }
-    return _describe(
-        ctx, params, tables.route_tables, _route_table, known,
-        answer="RouteTables", ids="RouteTableIds", prefix="rtb", code="InvalidRouteTableID",
-        what="routeTable ID", key="RouteTableId",
-    )  # fmt: skip
+    return describe(ctx, params, _ROUTE_TABLES, "RouteTables")
 
 
 def _gateway(ctx: Context, row: Row) -> dict[str, Any]:
@@ -287,19 +310,21 @@ def _gateway(ctx: Context, row: Row) -> dict[str, Any]:
     return {"InternetGatewayId": row["id"], "OwnerId": ctx.account, "Attachments": attachments}
 
 
+_INTERNET_GATEWAYS_PATHS = {
+    "attachment.state": "Attachments.State",
+    "attachment.vpc-id": "Attachments.VpcId",
+    "internet-gateway-id": "InternetGatewayId",
+    "owner-id": "OwnerId",
+}
+_INTERNET_GATEWAYS = Listing(
+    tables.internet_gateways, "InternetGateway", "InternetGatewayIds", "igw", "InvalidInternetGatewayID", "internetGateway ID", _with_tags(_gateway), _INTERNET_GATEWAYS_PATHS,
+    columns={"internet-gateway-id": "id", "attachment.vpc-id": "vpc_id"},
+)  # fmt: skip
+
+
 @ec2
 def describe_internet_gateways(ctx: Context, params: Input) -> Output:
-    known = {
-        "attachment.state": "Attachments.State",
-        "attachment.vpc-id": "Attachments.VpcId",
-        "internet-gateway-id": "InternetGatewayId",
-        "owner-id": "OwnerId",
-    }
-    return _describe(
-        ctx, params, tables.internet_gateways, _gateway, known,
-        answer="InternetGateways", ids="InternetGatewayIds", prefix="igw", code="InvalidInternetGatewayID",
-        what="internetGateway ID", key="InternetGatewayId",
-    )  # fmt: skip
+    return describe(ctx, params, _INTERNET_GATEWAYS, "InternetGateways")
 
 
 def _acl(ctx: Context, row: Row) -> dict[str, Any]:
@@ -313,27 +338,29 @@ def _acl(ctx: Context, row: Row) -> dict[str, Any]:
     }
 
 
+_NETWORK_ACLS_PATHS = {
+    "association.association-id": "Associations.NetworkAclAssociationId",
+    "association.network-acl-id": "Associations.NetworkAclId",
+    "association.subnet-id": "Associations.SubnetId",
+    "default": "IsDefault",
+    "entry.cidr": "Entries.CidrBlock",
+    "entry.egress": "Entries.Egress",
+    "entry.protocol": "Entries.Protocol",
+    "entry.rule-action": "Entries.RuleAction",
+    "entry.rule-number": "Entries.RuleNumber",
+    "network-acl-id": "NetworkAclId",
+    "owner-id": "OwnerId",
+    "vpc-id": "VpcId",
+}
+_NETWORK_ACLS = Listing(
+    tables.network_acls, "NetworkAcl", "NetworkAclIds", "acl", "InvalidNetworkAclID", "networkAcl ID", _with_tags(_acl), _NETWORK_ACLS_PATHS,
+    columns={"network-acl-id": "id", "vpc-id": "vpc_id", "default": "is_default"},
+)  # fmt: skip
+
+
 @ec2
 def describe_network_acls(ctx: Context, params: Input) -> Output:
-    known = {
-        "association.association-id": "Associations.NetworkAclAssociationId",
-        "association.network-acl-id": "Associations.NetworkAclId",
-        "association.subnet-id": "Associations.SubnetId",
-        "default": "IsDefault",
-        "entry.cidr": "Entries.CidrBlock",
-        "entry.egress": "Entries.Egress",
-        "entry.protocol": "Entries.Protocol",
-        "entry.rule-action": "Entries.RuleAction",
-        "entry.rule-number": "Entries.RuleNumber",
-        "network-acl-id": "NetworkAclId",
-        "owner-id": "OwnerId",
-        "vpc-id": "VpcId",
-    }
-    return _describe(
-        ctx, params, tables.network_acls, _acl, known,
-        answer="NetworkAcls", ids="NetworkAclIds", prefix="acl", code="InvalidNetworkAclID",
-        what="networkAcl ID", key="NetworkAclId",
-    )  # fmt: skip
+    return describe(ctx, params, _NETWORK_ACLS, "NetworkAcls")
 
 
 def _dhcp(ctx: Context, row: Row) -> dict[str, Any]:
@@ -343,19 +370,21 @@ def _dhcp(ctx: Context, row: Row) -> dict[str, Any]:
     return {"DhcpOptionsId": row["id"], "OwnerId": ctx.account, "DhcpConfigurations": configurations}
 
 
+_DHCP_OPTIONS_PATHS = {
+    "dhcp-options-id": "DhcpOptionsId",
+    "key": "DhcpConfigurations.Key",
+    "owner-id": "OwnerId",
+    "value": "DhcpConfigurations.Values.Value",
+}
+_DHCP_OPTIONS = Listing(
+    tables.dhcp_options, "DhcpOptions", "DhcpOptionsIds", "dopt", "InvalidDhcpOptionID", "dhcpOption ID", _with_tags(_dhcp), _DHCP_OPTIONS_PATHS,
+    columns={"dhcp-options-id": "id"},
+)  # fmt: skip
+
+
 @ec2
 def describe_dhcp_options(ctx: Context, params: Input) -> Output:
-    known = {
-        "dhcp-options-id": "DhcpOptionsId",
-        "key": "DhcpConfigurations.Key",
-        "owner-id": "OwnerId",
-        "value": "DhcpConfigurations.Values.Value",
-    }
-    return _describe(
-        ctx, params, tables.dhcp_options, _dhcp, known,
-        answer="DhcpOptions", ids="DhcpOptionsIds", prefix="dopt", code="InvalidDhcpOptionID",
-        what="dhcpOption ID", key="DhcpOptionsId",
-    )  # fmt: skip
+    return describe(ctx, params, _DHCP_OPTIONS, "DhcpOptions")
 
 
 def find_subnet(ctx: Context, subnet_id: str) -> Row:

@@ -6,14 +6,15 @@ A change of rules takes effect on running instances by the next pass of their se
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from haneul.errors import CloudError, missing, not_found
+from haneul.model.ids import is_id
 from haneul.model.network import Direction, Rule, normal_cidr, normal_cidr6, normal_ports, normal_protocol
 from haneul.services.context import Context, Input, Output, ec2
-from haneul.services.describe import matching, page, require
+from haneul.services.describe import Listing, describe, require
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
@@ -45,8 +46,6 @@ def find(ctx: Context, group_id: str) -> Row:
 
 
 def _check_form(ids: Iterable[str]) -> None:
-    from haneul.model.ids import is_id
-
     for one in ids:
         if not is_id("sg", one):
             raise CloudError("InvalidGroupId.Malformed", f'Invalid id: "{one}" (expecting "sg-...")')
@@ -358,55 +357,74 @@ _FILTERS = _permission_filters() | {
 }
 
 
+def _views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
+    ids = [row["id"] for row in rows]
+    labels = tags.of(ctx, ids)
+    rules: dict[str, list[Row]] = {}
+    found = ctx.tx.among(tables.security_group_rules, "group_id", ids)
+    for rule in sorted(found, key=lambda row: (row["created"], row["id"])):
+        rules.setdefault(rule["group_id"], []).append(rule)
+    return [_view(ctx, row, rules.get(row["id"], []), labels[row["id"]]) for row in rows]
+
+
+def _view(ctx: Context, row: Row, rules: list[Row], labels: list[dict[str, str]]) -> dict[str, Any]:
+    return {
+        "GroupId": row["id"],
+        "GroupName": row["name"],
+        "Description": row["description"],
+        "OwnerId": ctx.account,
+        "VpcId": row["vpc_id"],
+        "SecurityGroupArn": f"arn:aws:ec2:{ctx.region}:{ctx.account}:security-group/{row['id']}",
+        "IpPermissions": _permission_views(ctx, [one for one in rules if one["direction"] == "ingress"]),
+        "IpPermissionsEgress": _permission_views(ctx, [one for one in rules if one["direction"] == "egress"]),
+        "Tags": labels,
+    }
+
+
+def _unknown(ids: Sequence[str]) -> CloudError:
+    return CloudError("InvalidGroup.NotFound", f"The security group '{ids[0]}' does not exist")
+
+
+_GROUPS = Listing(
+    tables.security_groups, "SecurityGroup", "GroupIds", "sg", "InvalidGroup", "security group", _views, _FILTERS,
+    columns={"group-id": "id", "group-name": "name", "vpc-id": "vpc_id", "description": "description"},
+    check=_check_form, unknown=_unknown,
+)  # fmt: skip
+
+
 @ec2
 def describe_security_groups(ctx: Context, params: Input) -> Output:
-    rows = ctx.own(tables.security_groups)
-    if params.get("GroupIds"):
-        _check_form(params["GroupIds"])
-        _require_groups(params["GroupIds"], {row["id"] for row in rows})
-    if params.get("GroupNames"):
-        _require_groups(params["GroupNames"], {row["name"] for row in rows})
-    wanted = {*params.get("GroupIds", ()), *params.get("GroupNames", ())}
-    chosen = [row for row in rows if not wanted or row["id"] in wanted or row["name"] in wanted]
-    labels = tags.of(ctx, [row["id"] for row in chosen])
-    rules: dict[str, list[Row]] = {}
-    for rule in sorted(ctx.own(tables.security_group_rules), key=lambda row: (row["created"], row["id"])):
-        rules.setdefault(rule["group_id"], []).append(rule)
-    items = []
-    for row in chosen:
-        own = rules.get(row["id"], [])
-        items.append(
-            {
-                "GroupId": row["id"],
-                "GroupName": row["name"],
-                "Description": row["description"],
-                "OwnerId": ctx.account,
-                "VpcId": row["vpc_id"],
-                "SecurityGroupArn": f"arn:aws:ec2:{ctx.region}:{ctx.account}:security-group/{row['id']}",
-                "IpPermissions": _permission_views(ctx, [one for one in own if one["direction"] == "ingress"]),
-                "IpPermissionsEgress": _permission_views(ctx, [one for one in own if one["direction"] == "egress"]),
-                "Tags": labels[row["id"]],
-            }
-        )
-    found = matching(ctx, params, items, _FILTERS)
-    shown, token = page(ctx, params, found, lambda item: item["GroupId"], ids="GroupIds")
-    return {"SecurityGroups": shown, "NextToken": token}
+    return describe(ctx, _with_named(ctx, params), _GROUPS, "SecurityGroups")
 
 
-def _require_groups(wanted: list[str], known: set[str]) -> None:
-    for one in wanted:
-        if one not in known:
-            raise CloudError("InvalidGroup.NotFound", f"The security group '{one}' does not exist")
+def _with_named(ctx: Context, params: Input) -> Input:
+    """Names mean groups of the default VPC, as ids do."""
+    names = params.get("GroupNames")
+    if not names:
+        return params
+    known = {row["name"]: row["id"] for row in ctx.tx.among(
+        tables.security_groups, "name", names, account=ctx.account, region=ctx.region, vpc_id=default_vpc(ctx)["id"]
+    )}  # fmt: skip
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise _unknown(unknown)
+    return params | {"GroupIds": [*params.get("GroupIds", ()), *(known[name] for name in names)]}
+
+
+_RULES = Listing(
+    tables.security_group_rules, "SecurityGroupRule", "SecurityGroupRuleIds", "sgr", "InvalidSecurityGroupRuleId",
+    "security group rule ID",
+    lambda ctx, rows: _rule_views(ctx, rows),
+    {"group-id": "GroupId", "security-group-rule-id": "SecurityGroupRuleId"},
+    columns={"group-id": "group_id", "security-group-rule-id": "id"},
+)  # fmt: skip
+
+
+def _rule_views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
+    labels = tags.of(ctx, [row["id"] for row in rows])
+    return [_rule_view(ctx, row, labels[row["id"]]) for row in rows]
 
 
 @ec2
 def describe_security_group_rules(ctx: Context, params: Input) -> Output:
-    rows = ctx.own(tables.security_group_rules)
-    ids = params.get("SecurityGroupRuleIds", [])
-    require("sgr", "InvalidSecurityGroupRuleId", "security group rule ID", ids, [row["id"] for row in rows])
-    labels = tags.of(ctx, [row["id"] for row in rows])
-    items = [_rule_view(ctx, row, labels[row["id"]]) for row in rows if not ids or row["id"] in ids]
-    known = {"group-id": "GroupId", "security-group-rule-id": "SecurityGroupRuleId"}
-    found = matching(ctx, params, items, known)
-    shown, token = page(ctx, params, found, lambda item: item["SecurityGroupRuleId"], ids="SecurityGroupRuleIds")
-    return {"SecurityGroupRules": shown, "NextToken": token}
+    return describe(ctx, params, _RULES, "SecurityGroupRules")

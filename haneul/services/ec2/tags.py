@@ -39,10 +39,7 @@ Tags = list[dict[str, str]]
 def of(ctx: Context, ids: Sequence[str]) -> dict[str, Tags]:
     """Resource id -> its tags in EC2's shape, sorted by key."""
     found: dict[str, Tags] = {one: [] for one in ids}
-    if len(ids) > 400:
-        rows = ctx.tx.select(tables.tags, account=ctx.account, region=ctx.region)
-    else:
-        rows = ctx.tx.among(tables.tags, "resource_id", ids, account=ctx.account)
+    rows = ctx.tx.among(tables.tags, "resource_id", ids, account=ctx.account)
     for row in sorted(rows, key=lambda row: row["key"]):
         if row["resource_id"] in found:
             found[row["resource_id"]].append({"Key": row["key"], "Value": row["value"]})

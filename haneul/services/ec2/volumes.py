@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from haneul.errors import CloudError, combination, invalid
 from haneul.services.context import Context, Input, Output, ec2, moment
-from haneul.services.describe import check_ids, matching, page
+from haneul.services.describe import Listing, describe
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
@@ -73,23 +74,30 @@ _FILTERS = {
 }
 
 
-@ec2
-def describe_volumes(ctx: Context, params: Input) -> Output:
-    rows = ctx.own(tables.volumes)
-    wanted = params.get("VolumeIds", [])
-    known = {row["id"] for row in rows}
-    check_ids("vol", "InvalidVolumeID", wanted)
-    for one in wanted:
-        if one not in known:
-            raise CloudError("InvalidVolume.NotFound", f"The volume '{one}' does not exist.")
-    rows = [row for row in rows if not wanted or row["id"] in wanted]
+def _views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
     labels = tags.of(ctx, [row["id"] for row in rows])
     holders = ctx.tx.among(tables.instances, "id", [row["instance_id"] for row in rows if row["instance_id"]])
     instances = {row["id"]: row for row in holders}
-    items = [_view(row, instances.get(row["instance_id"]), labels[row["id"]]) for row in rows]
-    found = matching(ctx, params, items, _FILTERS)
-    shown, token = page(ctx, params, found, lambda item: item["VolumeId"], ids="VolumeIds")
-    return {"Volumes": shown, "NextToken": token}
+    return [_view(row, instances.get(row["instance_id"]), labels[row["id"]]) for row in rows]
+
+
+def _unknown(ids: Sequence[str]) -> CloudError:
+    return CloudError("InvalidVolume.NotFound", f"The volume '{ids[0]}' does not exist.")
+
+
+VOLUMES = Listing(
+    tables.volumes, "Volume", "VolumeIds", "vol", "InvalidVolumeID", "volume ID", _views, _FILTERS,
+    columns={
+        "volume-id": "id", "attachment.instance-id": "instance_id", "attachment.device": "device",
+        "availability-zone": "zone", "snapshot-id": "snapshot_id", "volume-type": "kind", "size": "size_gib",
+    },
+    unknown=_unknown,
+)  # fmt: skip
+
+
+@ec2
+def describe_volumes(ctx: Context, params: Input) -> Output:
+    return describe(ctx, params, VOLUMES, "Volumes")
 
 
 def check_device(name: str) -> None:
