@@ -18,7 +18,7 @@ import uvicorn
 
 from haneul.agent.agent import Agent, Drivers
 from haneul.agent.link import LocalLink
-from haneul.api.app import Api, make_app
+from haneul.api.app import Api, Key, make_app
 from haneul.api.control import make_control
 from haneul.api.protocol import KeptForms
 from haneul.config import Settings
@@ -28,7 +28,7 @@ from haneul.identity import Identity
 from haneul.model.image import CatalogueImage
 from haneul.reconcile.assign import Signer
 from haneul.reconcile.control import Control
-from haneul.services import ec2, sts
+from haneul.services import ec2, iam, ssm, sts
 from haneul.services.dispatch import Cloud
 from haneul.services.ec2.instance_views import state_of
 from haneul.store import tables
@@ -37,7 +37,7 @@ from haneul.store.database import Store
 log = logging.getLogger(__name__)
 SERVER_ID = "server-1"
 SWEEP_SECONDS = 5.0
-_OPERATIONS = (ec2, sts)  # importing them fills the table of operations
+_OPERATIONS = (ec2, iam, ssm, sts)  # importing them fills the table of operations
 
 
 class LocalAsk:
@@ -69,23 +69,25 @@ class LocalAsk:
 
 
 class StoredIdentities:
-    """Access keys, from the store."""
+    """Access keys, from the store. Found ones are kept in memory until `forget`: every request asks."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._known: dict[str, Key] = {}
 
-    def _row(self, access_key: str) -> dict[str, Any] | None:
+    def find(self, access_key: str) -> Key | None:
+        known = self._known.get(access_key)
+        if known is not None:
+            return known
         with self._store.read() as tx:
             row = tx.get(tables.access_keys, access_key)
-        return dict(row) if row else None
+        if row is None:
+            return None
+        return self._known.setdefault(access_key, Key(row["account"], row["secret"]))
 
-    def secret_of(self, access_key: str) -> str | None:
-        row = self._row(access_key)
-        return row["secret"] if row else None
-
-    def account_of(self, access_key: str) -> str | None:
-        row = self._row(access_key)
-        return row["account"] if row else None
+    def forget(self) -> None:
+        """Keys have been removed: look them up again."""
+        self._known = {}
 
 
 class _Server(uvicorn.Server):
@@ -238,6 +240,7 @@ def _uvicorn(app: Any) -> uvicorn.Config:
         app,
         log_config=None,
         access_log=False,
+        http="httptools",
         server_header=False,
         lifespan="off",
         timeout_keep_alive=75,

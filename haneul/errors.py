@@ -11,6 +11,7 @@ from collections.abc import Iterable
 _STATUS = {
     "AuthFailure": 401,
     "InvalidClientTokenId": 403,
+    "NoSuchEntity": 404,
     "SignatureDoesNotMatch": 403,
     "UnauthorizedOperation": 403,
     "DryRunOperation": 412,

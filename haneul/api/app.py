@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-from anyio import to_thread
 from botocore.model import OperationModel
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from haneul import __version__
 from haneul.api import protocol, signature
@@ -28,7 +25,12 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
 MAX_PARAMETERS = 20000
-SERVICES = ("ec2", "sts")
+WORKERS = 32
+#: Version of a query API -> the service that unsigned requests with it mean.
+_VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}
+#: Prefix of X-Amz-Target -> service.
+_TARGETS = {"AmazonSSM": "ssm"}
+SERVICES = ("ec2", "sts", "iam", "ssm")
 _LOOPBACK = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]{1,5})?")
 _XML = "text/xml;charset=UTF-8"
 
@@ -39,17 +41,43 @@ class Backend(Protocol):
     def call(self, service: str, name: str, caller: Caller, params: Input) -> Output: ...
 
 
-class Identities(Protocol):
-    def secret_of(self, access_key: str) -> str | None: ...
+@dataclass(frozen=True)
+class Key:
+    """An access key: whose it is, and its secret."""
 
-    def account_of(self, access_key: str) -> str | None: ...
+    account: str
+    secret: str
+
+
+class Identities(Protocol):
+    def find(self, access_key: str) -> Key | None:
+        """Answers at once: it is asked for every request, on the event loop."""
+
+
+class Disconnected(Exception):
+    """The client went away."""
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """What ASGI says of a request. `headers` have lower-case names; of a repeated one the last counts."""
+
+    method: str
+    path: str
+    query: bytes
+    headers: Mapping[str, str]
+    receive: Receive
+
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclass
 class Call:
     """One request on its way through `PATH`; every step fills in its part."""
 
-    request: Request
+    request: HttpRequest
     app: Api
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     body: bytes = b""
@@ -62,6 +90,19 @@ class Call:
     params: Input = field(default_factory=dict)
     answer: bytes = b""
 
+    @property
+    def target(self) -> str:
+        """`AmazonSSM.GetParameter` of a JSON request, empty for the others."""
+        return self.request.headers.get("x-amz-target", "")
+
+    @property
+    def protocol(self) -> str:
+        """What the client speaks, as far as that is known: errors are told in it."""
+        service = self.scope.service if self.scope else self.service
+        if self.target:
+            return "json"
+        return "ec2" if service in ("ec2", "") else "query"
+
 
 @dataclass
 class Api:
@@ -73,6 +114,7 @@ class Api:
     account: str
     region: str
     clock: Callable[[], float]
+    workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "haneul-api"))
 
 
 # --- the steps --------------------------------------------------------------------------------------
@@ -82,21 +124,30 @@ async def read_parameters(call: Call) -> None:
     """POST form body or GET query, decoded once; bounded."""
     if call.request.method not in ("GET", "POST", "HEAD"):
         raise CloudError("InvalidRequest", f"The method {call.request.method} is not supported.")
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in call.request.stream():
-        size += len(chunk)
-        if size > MAX_BODY:
-            raise CloudError("RequestEntityTooLarge", f"A request has at most {MAX_BODY} bytes.")
-        chunks.append(chunk)
-    call.body = b"".join(chunks)
-    call.query = tuple(_pairs(call.request.scope["query_string"]))
+    call.body = await _read_body(call.request)
+    call.query = tuple(_pairs(call.request.query)) if call.request.query else ()
     # Whatever type a body claims to be, it is read as what it is signed as: parameters.
-    form = _pairs(call.body) if call.body and "x-amz-target" not in call.request.headers else []
+    form = _pairs(call.body) if call.body and not call.target else []
     twice = {name for name, _ in call.query} & {name for name, _ in form}
     if twice:
         raise CloudError("InvalidRequest", f"{min(twice)[:80]} is given in the query and in the body.")
     call.parameters = [*call.query, *form]
+
+
+async def _read_body(request: HttpRequest) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > MAX_BODY:
+            raise CloudError("RequestEntityTooLarge", f"A request has at most {MAX_BODY} bytes.")
+        chunks.append(chunk)
+        if not message.get("more_body"):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _pairs(text: bytes) -> list[tuple[str, str]]:
@@ -124,9 +175,8 @@ async def refuse_foreign_pages(call: Call) -> None:
 
 async def authenticate(call: Call) -> None:
     """Who calls, from the signature: account by access key, region by credential scope."""
-    headers = {name.lower(): value for name, value in call.request.headers.items()}
-    path = call.request.scope.get("raw_path", b"/").split(b"?")[0].decode("latin-1")
-    signed = signature.Request(call.request.method, path, call.query, headers, call.body)
+    request = call.request
+    signed = signature.Request(request.method, request.path, call.query, request.headers, call.body)
     call.scope = scope = signature.read_scope(signed)
     if call.app.open_door:
         call.caller = _anyone(call.app, scope)
@@ -136,19 +186,18 @@ async def authenticate(call: Call) -> None:
             "AuthFailure", "AWS was not able to validate the provided access credentials (the request is not signed)"
         )
     now = dt.datetime.fromtimestamp(call.app.clock(), dt.UTC)
-    identities = call.app.identities
-    secret = await to_thread.run_sync(identities.secret_of, scope.access_key)
-    signature.verify(signed, scope, lambda _: secret, now)
-    account = await to_thread.run_sync(identities.account_of, scope.access_key)
-    call.caller = Caller(account or call.app.account, _region(scope.region), scope.access_key)
+    key = call.app.identities.find(scope.access_key)
+    signature.verify(signed, scope, key.secret if key else None, now)
+    assert key is not None
+    call.caller = Caller(key.account, _region(scope.region), scope.access_key)
 
 
 def _anyone(app: Api, scope: signature.Scope | None) -> Caller:
     """The open door: a twelve-digit access key is an account of its own, any other the default one."""
     if scope is None:
         return Caller(app.account, app.region, "")
-    key = scope.access_key
-    account = app.identities.account_of(key) or (key if len(key) == 12 and key.isdigit() else app.account)
+    known, key = app.identities.find(scope.access_key), scope.access_key
+    account = known.account if known else (key if re.fullmatch("[0-9]{12}", key) else app.account)
     return Caller(account, _region(scope.region), key)
 
 
@@ -160,13 +209,14 @@ def _region(name: str) -> str:
 
 async def find_operation(call: Call) -> None:
     names = dict(call.parameters)
-    action = names.get("Action", "")
-    target = call.request.headers.get("x-amz-target")
-    service = call.scope.service if call.scope else ("sts" if names.get("Version") == "2011-06-15" else "ec2")
-    if service not in SERVICES or target:
+    prefix, _, operation = call.target.partition(".")
+    action = operation if call.target else names.get("Action", "")
+    meant = _TARGETS.get(prefix, prefix[:80]) if call.target else _VERSIONS.get(names.get("Version", ""), "ec2")
+    service = call.scope.service if call.scope else meant
+    if service not in SERVICES or (call.target and service != meant):
         raise CloudError(
             "UnsupportedOperation",
-            f"haneul does not have the service {service} ({action or target or call.request.url.path}).",
+            f"haneul does not have the service {service} ({action or call.target or call.request.path}).",
         )
     call.service = service
     if not action:
@@ -181,6 +231,11 @@ async def parse_input(call: Call) -> None:
         raise CloudError(
             "AuthFailure", "Without any credentials there is only reading: sign the request, with any key."
         )
+    if call.target:
+        call.params = protocol.parse_json(call.operation, call.body)
+        return
+    if protocol.service_model(call.service).protocol == "json":
+        raise CloudError("InvalidAction", f"The service {call.service} speaks JSON: give X-Amz-Target.")
     parameters = [(name, value) for name, value in call.parameters if not name.startswith("X-Amz-")]
     call.params = protocol.parse(call.service, call.operation, parameters)
 
@@ -194,7 +249,7 @@ async def run_operation(call: Call) -> None:
         result = call.app.backend.call(call.service, operation.name, caller, call.params)
         return protocol.serialise(call.service, operation, result, call.request_id)
 
-    call.answer = await to_thread.run_sync(work)
+    call.answer = await asyncio.get_running_loop().run_in_executor(call.app.workers, work)
 
 
 Step = Callable[[Call], Awaitable[None]]
@@ -218,31 +273,37 @@ async def _serve(call: Call) -> tuple[int, bytes]:
             await step(call)
         return 200, call.answer
     except CloudError as error:
-        return error.status, protocol.serialise_error(_error_protocol(call), error, call.request_id)
-    except ClientDisconnect:
+        return error.status, protocol.serialise_error(call.protocol, error, call.request_id)
+    except Disconnected:
         return 400, b""
     except Exception:
         log.exception("request %s: %s failed", call.request_id, call.operation and call.operation.name)
         fault = CloudError("InternalError", "An internal error has occurred; haneul's log has the details.")
-        return fault.status, protocol.serialise_error(_error_protocol(call), fault, call.request_id)
+        return fault.status, protocol.serialise_error(call.protocol, fault, call.request_id)
 
 
-def _error_protocol(call: Call) -> str:
-    service = call.scope.service if call.scope else call.service
-    return "ec2" if service in ("ec2", "") else "query"
+_SERVER = f"haneul/{__version__}".encode()
+_TYPES = {"json": b"application/x-amz-json-1.1"}
 
 
-def make_app(api: Api) -> Starlette:
-    """The ASGI application."""
+def make_app(api: Api) -> Callable[[dict[str, Any], Receive, Send], Awaitable[None]]:
+    """The ASGI application. A cloud has one path and one way to answer: no framework is between."""
 
-    async def endpoint(request: Request) -> Response:
-        call = Call(request, api)
+    async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path = scope.get("raw_path", b"/").split(b"?")[0].decode("latin-1")
+        call = Call(HttpRequest(scope["method"], path, scope["query_string"], headers, receive), api)
         status, body = await _serve(call)
         if log.isEnabledFor(logging.INFO):
             name = call.operation.name if call.operation else "-"
             log.info("%s %s %s %d", call.request_id, call.caller.account if call.caller else "-", name, status)
-        headers = {"x-amzn-RequestId": call.request_id, "Server": f"haneul/{__version__}"}
-        return Response(body, status, headers, media_type=_XML)
+        answer_headers = [
+            (b"content-type", _TYPES.get(call.protocol, b"text/xml;charset=UTF-8")),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-amzn-requestid", call.request_id.encode()),
+            (b"server", _SERVER),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": answer_headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
-    return Starlette(routes=[Route("/{path:path}", endpoint, methods=methods)])
+    return application

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+import json
 import re
 import sys
 import threading
@@ -223,6 +224,46 @@ def parse(service: str, operation: OperationModel, parameters: Parameters) -> di
     return _Parser(service).structure(shape, tree, "")
 
 
+# --- JSON requests (AWS JSON 1.1 protocol) ----------------------------------------------------------
+
+
+def parse_json(operation: OperationModel, body: bytes) -> dict[str, Any]:
+    """Raises `CloudError`: SerializationException for what is no JSON of the operation's shape."""
+    try:
+        value = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        raise CloudError("SerializationException", "The body is not JSON.") from None
+    shape = operation.input_shape
+    return typing.cast(dict[str, Any], _from_json(shape, value, "")) if shape is not None else {}
+
+
+_JSON_KINDS: dict[str, tuple[type, ...]] = {
+    "structure": (dict,), "map": (dict,), "list": (list,), "string": (str,), "integer": (int,), "long": (int,),
+    "boolean": (bool,), "double": (int, float), "float": (int, float), "timestamp": (int, float, str), "blob": (str,),
+}  # fmt: skip
+
+
+def _from_json(shape: Shape, value: Any, path: str) -> Any:
+    kind = shape.type_name
+    if not isinstance(value, _JSON_KINDS[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        raise CloudError("SerializationException", f"{path or 'The body'} is not a {kind}.")
+    if kind == "structure":
+        found = {
+            name: _from_json(member, value[name], f"{path}.{name}".lstrip("."))
+            for name, member in typing.cast(StructureShape, shape).members.items()
+            if value.get(name) is not None
+        }
+        for required in typing.cast(StructureShape, shape).required_members:
+            if required not in found:
+                raise CloudError("ValidationException", f"The member {f'{path}.{required}'.lstrip('.')} is required.")
+        return found
+    if kind == "list":
+        return [_from_json(typing.cast(ListShape, shape).member, one, path) for one in value]
+    if kind == "map":
+        return {str(name): _from_json(shape.value, one, path) for name, one in value.items()}
+    return _scalar(shape, value, path) if isinstance(value, str) else value
+
+
 # --- answers ----------------------------------------------------------------------------------------
 
 Write = Callable[[Any, list[str]], None]
@@ -354,6 +395,9 @@ class KeptForms:
 
 def serialise(service: str, operation: OperationModel, result: Mapping[str, Any], request_id: str) -> bytes:
     """The answer's body. Operations without an output shape answer `<return>true</return>`, as EC2 does."""
+    if service_model(service).protocol == "json":
+        plain = {name: value for name, value in result.items() if value is not None}
+        return json.dumps(plain, default=_json_value).encode()
     out = ['<?xml version="1.0" encoding="UTF-8"?>\n']
     namespace = service_model(service).metadata.get("xmlNamespace", "")
     name = operation.name
@@ -376,7 +420,16 @@ def serialise(service: str, operation: OperationModel, result: Mapping[str, Any]
     return "".join(out).encode()
 
 
+def _json_value(value: Any) -> Any:
+    """Times are seconds since the epoch in the JSON protocol, blobs base64."""
+    if isinstance(value, dt.datetime):
+        return value.timestamp()
+    return base64.b64encode(value).decode()
+
+
 def serialise_error(protocol: str, error: CloudError, request_id: str) -> bytes:
+    if protocol == "json":
+        return json.dumps({"__type": error.code, "message": error.message}).encode()
     code, message = escape(error.code), escape(error.message)
     if protocol == "query":
         side = "Receiver" if error.status >= 500 else "Sender"

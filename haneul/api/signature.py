@@ -9,8 +9,9 @@ import datetime as dt
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote
 
 from haneul.errors import CloudError
@@ -119,15 +120,21 @@ def _canonical_request(request: Request, scope: Scope) -> str:
     )
 
 
-def sign(secret: str, scope: Scope, canonical_request: str) -> str:
+@lru_cache(maxsize=256)
+def _signing_key(secret: str, date: str, region: str, service: str) -> bytes:
     key = f"AWS4{secret}".encode()
-    for part in (scope.date, scope.region, scope.service, "aws4_request"):
-        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    for part in (date, region, service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
+
+
+def sign(secret: str, scope: Scope, canonical_request: str) -> str:
+    key = _signing_key(secret, scope.date, scope.region, scope.service)
     credential_scope = f"{scope.date}/{scope.region}/{scope.service}/aws4_request"
     stamp = scope.time.strftime("%Y%m%dT%H%M%SZ")
     digest = hashlib.sha256(canonical_request.encode("utf-8", "surrogateescape")).hexdigest()
     to_sign = f"{ALGORITHM}\n{stamp}\n{credential_scope}\n{digest}"
-    return hmac.new(key, to_sign.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(key, to_sign.encode(), "sha256").hex()
 
 
 def _headers_are_signed(request: Request, scope: Scope) -> bool:
@@ -138,9 +145,11 @@ def _headers_are_signed(request: Request, scope: Scope) -> bool:
     return all(name in names for name in request.headers if name.startswith("x-amz-") and name not in _UNSIGNED)
 
 
-def verify(request: Request, scope: Scope, secret_of: Callable[[str], str | None], now: dt.datetime) -> None:
-    """Raises `CloudError`: AuthFailure or RequestExpired."""
-    secret = secret_of(scope.access_key)
+def verify(request: Request, scope: Scope, secret: str | None, now: dt.datetime) -> None:
+    """`secret` is that of the scope's access key, None where there is no such key.
+
+    Raises `CloudError`: AuthFailure or RequestExpired.
+    """
     if secret is None:
         raise _refuse()
     if not _headers_are_signed(request, scope):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,22 +93,24 @@ def normal_cidr6(value: str) -> str:
         raise CloudError("InvalidParameterValue", f"CIDR block {value} is malformed") from None
 
 
-def free_address(cidr: str, used: Collection[str], seed: str) -> str | None:
-    """A free host address of a subnet, or None when it is full.
+def host_addresses(cidr: str, seed: str) -> Iterator[str]:
+    """The addresses of a subnet that hosts may have: AWS keeps the first four and the last.
 
-    AWS keeps the first four and the last. The search begins at a place derived from `seed`, so that
-    a terminated instance's address is not handed out again at once.
+    They begin at a place derived from `seed`, so that a terminated instance's address is not handed out
+    again at once.
     """
     network = ipaddress.IPv4Network(cidr)
-    first, count = 4, network.num_addresses - 5
+    base, first, count = int(network[0]), 4, network.num_addresses - 5
     if count <= 0:
-        return None
+        return
     start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big") % count
     for step in range(count):
-        address = str(network[first + (start + step) % count])
-        if address not in used:
-            return address
-    return None
+        yield str(ipaddress.IPv4Address(base + first + (start + step) % count))
+
+
+def free_address(cidr: str, used: Collection[str], seed: str) -> str | None:
+    """A free host address of a subnet, or None when it is full."""
+    return next((address for address in host_addresses(cidr, seed) if address not in used), None)
 
 
 def gateway(cidr: str) -> str:

@@ -89,12 +89,6 @@ class Context:
         """The caller's rows of a table in the caller's region."""
         return self.tx.select(table, *where, account=self.account, region=self.region, **equal)
 
-    def visible(self, table: Any, *where: Any, **equal: Any) -> list[Row]:
-        """The caller's rows and those that everybody may see."""
-        accounts = table.c.account.in_((self.account, tables.EVERYONE))
-        regions = table.c.region.in_((self.region, tables.EVERYONE))
-        return self.tx.select(table, accounts, regions, *where, **equal)
-
     def add(self, table: Any, prefix: str, **values: Any) -> str:
         """Insert a resource of the caller's; gives its new id."""
         identifier = self.new_id(prefix)

@@ -311,6 +311,15 @@ def _plan(ctx: Context, params: Input, listing: Listing) -> _Plan:
     return plan
 
 
+def exact_conditions(params: Input, table: Table, columns: Mapping[str, str]) -> list[Any]:
+    """What the database can tell of a request's filters: those by a column, without wildcards."""
+    return [
+        table.c[columns[one["Name"]]].in_(one["Values"])
+        for one in params.get("Filters", ())
+        if one.get("Name") in columns and one.get("Values") and _is_exact(one["Values"])
+    ]
+
+
 def _by_column(plan: _Plan, table: Table, column: str | Computed, values: Sequence[str]) -> None:
     matches = _any_of(values)
     if isinstance(column, Computed):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
-import json
 import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from haneul.config import Settings
 from haneul.errors import CloudError
 from haneul.model.ids import NewId, new_id
-from haneul.services import defaults
+from haneul.services import defaults, saved
 from haneul.services.context import OPERATIONS, Ask, Caller, Context, Forms, Input, Later, Operation, Output, is_read
 from haneul.store import tables
 from haneul.store.database import Store, Transaction
@@ -24,23 +21,9 @@ class _DryRun(Exception):
     """Undoes the transaction of an operation that would have succeeded."""
 
 
-def _encode(value: Any) -> Any:
-    if isinstance(value, dt.datetime):
-        return {"$time": value.isoformat()}
-    if isinstance(value, bytes):
-        return {"$bytes": value.hex()}
-    raise TypeError(f"not JSON: {type(value)}")
-
-
-def _decode(value: dict[str, Any]) -> Any:
-    if "$time" in value:
-        return dt.datetime.fromisoformat(value["$time"])
-    return bytes.fromhex(value["$bytes"]) if "$bytes" in value else value
-
-
 def _digest(params: Input) -> str:
     plain = {name: value for name, value in params.items() if name not in ("ClientToken", "DryRun")}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=_encode).encode()).hexdigest()
+    return hashlib.sha256(saved.dumps(plain).encode()).hexdigest()
 
 
 def _now(result: Output | Later) -> Output:
@@ -102,11 +85,12 @@ class Cloud:
                 "The client token has been used before with different parameters.",
             )
         if known:
-            first: Output = json.loads(known[0]["result"], object_hook=_decode)
+            first: Output = saved.loads(known[0]["result"])
             return first
         result = _now(operation(ctx, params))
-        text = json.dumps(result, default=_encode)
-        ctx.tx.insert(tables.client_tokens, **scope, parameters=digest, result=text, created=ctx.now)
+        ctx.tx.insert(
+            tables.client_tokens, **scope, parameters=digest, result=saved.dumps(result), created=ctx.now
+        )
         return result
 
     def _ensure_scope(self, caller: Caller) -> None:

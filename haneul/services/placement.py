@@ -5,9 +5,13 @@ Servers are told apart by what they lack: a refusal lists each server and the ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+
+import sqlalchemy as sa
 
 from haneul.config import Settings
 from haneul.errors import CloudError
@@ -46,12 +50,17 @@ def why_not(server: Row, wanted: Need, settings: Settings) -> str:
     return ""
 
 
-def choose(servers: Iterable[Row], wanted: Need, settings: Settings) -> Row:
-    """The fitting server with most free memory. Raises InsufficientInstanceCapacity."""
+def choose(
+    servers: Iterable[Row], wanted: Need, settings: Settings, refused: Mapping[str, str] | None = None
+) -> Row:
+    """The fitting server with most free memory. Raises InsufficientInstanceCapacity.
+
+    `refused` are servers that something else rules out, and why.
+    """
     refusals: list[str] = []
     fitting: list[Any] = []
     for server in servers:
-        refusal = why_not(server, wanted, settings)
+        refusal = (refused or {}).get(server["id"]) or why_not(server, wanted, settings)
         if refusal:
             refusals.append(f"{server['id']} {refusal}")
         else:
@@ -65,28 +74,75 @@ def choose(servers: Iterable[Row], wanted: Need, settings: Settings) -> Row:
     return max(fitting, key=lambda server: (server["memory_mib"] - server["reserved_memory_mib"], server["id"]))
 
 
-def reserve(tx: Transaction, wanted: Need, settings: Settings, only: str = "") -> str:
+@cache
+def _take_room() -> Any:
+    """One conditional update: it changes a row only while that has the room."""
+    table = tables.servers
+    memory, vcpus = sa.bindparam("memory", type_=sa.Integer), sa.bindparam("cpus", type_=sa.Integer)
+    room = (
+        (table.c.id == sa.bindparam("server"))
+        & (table.c.reserved_memory_mib + memory <= table.c.memory_mib)
+        & (table.c.reserved_vcpus + vcpus <= table.c.vcpus)
+    )
+    return sa.update(table).where(room).values(
+        reserved_memory_mib=table.c.reserved_memory_mib + memory, reserved_vcpus=table.c.reserved_vcpus + vcpus
+    )
+
+
+def reserve(
+    tx: Transaction, wanted: Need, settings: Settings, only: str = "", refused: Mapping[str, str] | None = None
+) -> str:
     """Choose a server and take the room on it; gives its id. Raises InsufficientInstanceCapacity.
 
     `only` names the server that has the instance's volumes: a stopped instance starts there again.
     """
-    table = tables.servers
     while True:
-        servers = tx.select(table, id=only) if only else tx.select(table)
-        server = choose(servers, wanted, settings)
-        room = (
-            (table.c.id == server["id"])
-            & (table.c.reserved_memory_mib + wanted.memory_mib <= table.c.memory_mib)
-            & (table.c.reserved_vcpus + wanted.vcpus <= table.c.vcpus)
-        )
-        taken = tx.update_where(
-            table,
-            room,
-            reserved_memory_mib=table.c.reserved_memory_mib + wanted.memory_mib,
-            reserved_vcpus=table.c.reserved_vcpus + wanted.vcpus,
-        )
+        servers = tx.select(tables.servers, id=only) if only else tx.select(tables.servers)
+        server = choose(servers, wanted, settings, refused)
+        taken = tx.execute(
+            _take_room(), {"server": server["id"], "memory": wanted.memory_mib, "cpus": wanted.vcpus}
+        ).rowcount
         if taken:
             return str(server["id"])
+
+
+# --- placement groups -------------------------------------------------------------------------------
+
+MAX_SPREAD = 7
+
+
+@dataclass(frozen=True)
+class Member:
+    """An instance of a placement group that holds, or may hold, room on a server."""
+
+    server_id: str
+    zone: str
+    partition: int
+
+
+def group_refuses(strategy: str, members: Iterable[Member], servers: Iterable[str], partition: int) -> dict[str, str]:
+    """Server id -> why the group's strategy keeps a further instance off it.
+
+    EC2 User Guide, "Placement strategies": instances of a spread group are on distinct hardware, partitions of a
+    group do not share any, a cluster group is close together. Hardware is a server here.
+    """
+    found: dict[str, str] = {}
+    inside = {member.server_id for member in members}
+    for server in servers:
+        others = {member.partition for member in members if member.server_id == server} - {partition}
+        if strategy == "spread" and server in inside:
+            found[server] = "has an instance of the spread placement group already"
+        elif strategy == "partition" and others:
+            found[server] = f"holds partition {min(others)} of the placement group"
+        elif strategy == "cluster" and inside and server not in inside:
+            found[server] = "does not hold the cluster placement group's instances"
+    return found
+
+
+def least_used_partition(partitions: int, members: Iterable[Member]) -> list[int]:
+    """The partitions, those with the fewest instances first."""
+    counts = Counter(member.partition for member in members)
+    return sorted(range(1, partitions + 1), key=lambda number: (counts[number], number))
 
 
 def release(tx: Transaction, instance: Row) -> None:

@@ -297,7 +297,7 @@ launch_template_versions = Table(
     Column("created", Float, nullable=False),
     _text("created_by"),
     _text("description"),
-    _json("data"),
+    _text("data"),
 )
 placement_groups = _resource(
     "placement_groups",
@@ -307,7 +307,7 @@ placement_groups = _resource(
     Column("partitions", Integer, nullable=False, default=0),
     UniqueConstraint("account", "region", "name", name="uq_placement_groups_name"),
 )
-fleets = _resource("fleets", _text("kind"), _json("request"), _json("instances"), _json("errors"))
+fleets = _resource("fleets", _text("kind"), _text("request"), _text("answer"))
 
 #: Parts of a resource -> (the column that names the resource, its table): what changes a part changes what a
 #: Describe shows of the resource, and so raises its version.

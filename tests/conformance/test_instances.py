@@ -164,7 +164,7 @@ def test_console_and_screenshot(ec2: Any) -> None:
         ({"BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 1}}]}, "InvalidBlockDeviceMapping"),
         ({"UserData": "x" * 20000}, "InvalidParameterValue"),
         ({"IamInstanceProfile": {"Name": "nobody"}}, "InvalidParameterValue"),
-        ({"LaunchTemplate": {"LaunchTemplateName": "x"}}, "UnsupportedOperation"),
+        ({"LaunchTemplate": {"LaunchTemplateName": "x"}}, "InvalidLaunchTemplateName.NotFoundException"),
         ({"TagSpecifications": [{"ResourceType": "instance", "Tags": [{"Key": "aws:x", "Value": "y"}]}]}, "InvalidParameterValue"),
         ({"TagSpecifications": [{"ResourceType": "vpc", "Tags": [{"Key": "x", "Value": "y"}]}]}, "InvalidParameterValue"),
     ],

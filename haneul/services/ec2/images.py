@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import sqlalchemy as sa
 
 from haneul.errors import CloudError, combination, invalid, missing, not_found
 from haneul.model.ids import is_id
@@ -15,6 +17,7 @@ from haneul.services.ec2 import tags, volumes
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
 
+_ACCOUNT = re.compile(r"[0-9]{12}\Z")
 _AMI_NAME = re.compile(r"[a-zA-Z0-9()\[\] ./\-'@_]{3,128}\Z")
 
 #: The owner of the catalogue, as `OwnerId` shows it and `--owners` takes it.
@@ -48,6 +51,15 @@ def sync_catalogue(tx: Transaction, catalogue: Iterable[CatalogueImage]) -> None
             tx.update(tables.images, image_id, **values)
 
 
+def visible(ctx: Context, *where: Any, **equal: Any) -> list[Row]:
+    """The caller's images, the catalogue, and what others share with the caller or with everybody."""
+    image, shared = tables.images.c, tables.image_permissions.c
+    mine = sa.select(shared.image_id).where(shared.account == ctx.account)
+    accounts = image.account.in_((ctx.account, tables.EVERYONE)) | image.public | image.id.in_(mine)
+    regions = image.region.in_((ctx.region, tables.EVERYONE))
+    return ctx.tx.select(tables.images, accounts, regions, *where, **equal)
+
+
 def stand_in(ctx: Context, image_id: str) -> Row | None:
     """The image that stands in for one which exists only at AWS, if the settings name one."""
     name = ctx.settings.unknown_image
@@ -55,7 +67,7 @@ def stand_in(ctx: Context, image_id: str) -> Row | None:
         return _nothing(image_id)
     if name == "refuse":
         return None
-    for row in ctx.visible(tables.images, available=True):
+    for row in visible(ctx, available=True):
         if name in (row["id"], row["name"]):
             return row
     raise CloudError("InvalidAMIID.NotFound", f"The setting unknown_image names '{name}', which is no image here")
@@ -81,7 +93,7 @@ def find(ctx: Context, image_id: str) -> tuple[Row, bool]:
     """The image to launch, and whether it stands in for the one that was asked for."""
     if not is_id("ami", image_id):
         raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{image_id}"')
-    rows = ctx.visible(tables.images, id=image_id)
+    rows = visible(ctx, id=image_id)
     if rows and rows[0]["available"]:
         return rows[0], False
     if rows:
@@ -182,9 +194,24 @@ def _owned(view: dict[str, Any], owners: list[str], account: str) -> bool:
     return view["OwnerId"] in names or view.get("ImageOwnerAlias") in names
 
 
+def _executable_by(ctx: Context, users: list[str]) -> Callable[[dict[str, Any]], bool]:
+    """Images with a launch permission for `all`, for the caller (`self`), or (own ones) for an account."""
+    shared = tables.image_permissions
+    accounts = [ctx.account if user == "self" else user for user in users]
+    granted = {row["image_id"]: row["account"] for row in ctx.tx.select(shared, shared.c.account.in_(accounts))}
+
+    def allowed(item: dict[str, Any]) -> bool:
+        account = granted.get(item["ImageId"])
+        return ("all" in users and item["Public"]) or account == ctx.account or (
+            account is not None and item["OwnerId"] == ctx.account
+        )
+
+    return allowed
+
+
 @ec2
 def describe_images(ctx: Context, params: Input) -> Output:
-    rows = ctx.visible(tables.images, available=True)
+    rows = visible(ctx, available=True)
     wanted = params.get("ImageIds", ())
     for one in wanted:
         if not is_id("ami", one):
@@ -197,9 +224,9 @@ def describe_images(ctx: Context, params: Input) -> Output:
     items = [_view(row, labels[row["id"]]) for row in rows]
     if params.get("Owners"):
         items = [item for item in items if _owned(item, params["Owners"], ctx.account)]
-    users = params.get("ExecutableUsers", ())
-    if users:
-        items = [item for item in items if ("all" in users and item["Public"]) or "self" in users]
+    if params.get("ExecutableUsers"):
+        allowed = _executable_by(ctx, params["ExecutableUsers"])
+        items = [item for item in items if allowed(item)]
     shown, token = page(
         ctx, params, matching(ctx, params, items, _FILTERS), lambda item: item["ImageId"], ids="ImageIds", least=1
     )
@@ -220,7 +247,7 @@ def _disk_of_location(ctx: Context, location: str) -> Row:
 
 def _disk_of_snapshot(ctx: Context, snapshot: str) -> Row:
     check_ids("snap", "InvalidSnapshotID", [snapshot])
-    rows = ctx.visible(tables.images, snapshot_id=snapshot)
+    rows = visible(ctx, snapshot_id=snapshot)
     if not rows:
         raise not_found("InvalidSnapshot.NotFound", "snapshot", [snapshot])
     return rows[0]
@@ -293,11 +320,118 @@ def deregister_image(ctx: Context, params: Input) -> Output:
     image_id = params["ImageId"]
     if not is_id("ami", image_id):
         raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{image_id}"')
-    rows = ctx.visible(tables.images, id=image_id)
+    rows = visible(ctx, id=image_id)
     if not rows:
         raise not_found_image(image_id)
     if rows[0]["account"] != ctx.account:
         raise CloudError("AuthFailure", f"Not authorized for image:{image_id}")
     ctx.tx.delete(tables.images, id=image_id)
+    ctx.tx.delete(tables.image_permissions, image_id=image_id)
     tags.remove_all(ctx, image_id)
     return {"Return": True}
+
+
+# --- attributes -------------------------------------------------------------------------------------
+
+
+def _known(ctx: Context, image_id: str) -> Row:
+    if not is_id("ami", image_id):
+        raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{image_id[:80]}"')
+    rows = visible(ctx, id=image_id)
+    if not rows:
+        raise not_found_image(image_id)
+    return rows[0]
+
+
+def _owned_one(ctx: Context, image_id: str) -> Row:
+    row = _known(ctx, image_id)
+    if row["account"] != ctx.account:
+        raise CloudError("AuthFailure", f"Not authorized for image:{image_id}")
+    return row
+
+
+def _permissions(ctx: Context, row: Row) -> list[dict[str, str]]:
+    users = sorted(one["account"] for one in ctx.tx.select(tables.image_permissions, image_id=row["id"]))
+    return [*([{"Group": "all"}] if row["public"] else []), *({"UserId": user} for user in users)]
+
+
+@ec2
+def describe_image_attribute(ctx: Context, params: Input) -> Output:
+    """Of an image of the caller's; `launchPermission` is for its owner alone, as on EC2."""
+    row, name = _known(ctx, params["ImageId"]), params["Attribute"]
+    if name in ("launchPermission", "productCodes"):
+        row = _owned_one(ctx, row["id"])
+    values: dict[str, Callable[[], dict[str, Any]]] = {
+        "description": lambda: {"Description": {"Value": row["description"]}},
+        "kernel": lambda: {"KernelId": {}},
+        "ramdisk": lambda: {"RamdiskId": {}},
+        "launchPermission": lambda: {"LaunchPermissions": _permissions(ctx, row)},
+        "productCodes": lambda: {"ProductCodes": []},
+        "blockDeviceMapping": lambda: {"BlockDeviceMappings": _view(row, [])["BlockDeviceMappings"]},
+        "sriovNetSupport": lambda: {"SriovNetSupport": {}},
+        "bootMode": lambda: {"BootMode": {"Value": "legacy-bios"}},
+        "imdsSupport": lambda: {"ImdsSupport": {}},
+    }
+    if name not in values:
+        raise CloudError("UnsupportedOperation", f"haneul's images do not have the attribute {name}.")
+    return {"ImageId": row["id"]} | values[name]()
+
+
+def _permission_changes(params: Input) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """(to add, to remove), of either form of the request."""
+    given = params.get("LaunchPermission", {})
+    add, remove = list(given.get("Add", ())), list(given.get("Remove", ()))
+    listed = [{"UserId": one} for one in params.get("UserIds", ())]
+    listed += [{"Group": one} for one in params.get("UserGroups", ())]
+    if listed and not params.get("OperationType"):
+        raise missing("OperationType")
+    (remove if params.get("OperationType") == "remove" else add).extend(listed)
+    return add, remove
+
+
+def _change_permissions(ctx: Context, row: Row, add: list[dict[str, str]], remove: list[dict[str, str]]) -> None:
+    for one in (*add, *remove):
+        if one.get("OrganizationArn") or one.get("OrganizationalUnitArn"):
+            raise CloudError("UnsupportedOperation", "haneul does not have organizations to share images with.")
+        if one.get("Group", "all") != "all" or not (one.get("Group") or _ACCOUNT.match(one.get("UserId", ""))):
+            value = one.get("UserId") or one.get("Group") or ""
+            raise CloudError("InvalidAMIAttributeItemValue", f'Invalid attribute item value "{value[:40]}" for userId item type.')
+    shared = tables.image_permissions
+    present = {one["account"] for one in ctx.tx.select(shared, image_id=row["id"])}
+    for user in {one["UserId"] for one in add if one.get("UserId")} - present:
+        ctx.tx.insert(shared, image_id=row["id"], account=user)
+    for user in {one["UserId"] for one in remove if one.get("UserId")}:
+        ctx.tx.delete(shared, image_id=row["id"], account=user)
+    groups = [(one, wanted) for listed, wanted in ((add, True), (remove, False)) for one in listed if one.get("Group")]
+    for _, wanted in groups:
+        ctx.tx.update(tables.images, row["id"], public=wanted)
+
+
+@ec2
+def modify_image_attribute(ctx: Context, params: Input) -> Output:
+    row = _owned_one(ctx, params["ImageId"])
+    add, remove = _permission_changes(params)
+    name = params.get("Attribute")
+    text = params.get("Description", {}).get("Value", params.get("Value") if name == "description" else None)
+    if params.get("OrganizationArns") or params.get("OrganizationalUnitArns"):
+        raise CloudError("UnsupportedOperation", "haneul does not have organizations to share images with.")
+    if name not in (None, "description", "launchPermission") or params.get("ProductCodes") or params.get("ImdsSupport"):
+        raise CloudError("UnsupportedOperation", f"haneul does not change the image attribute {name or 'given'}.")
+    if (text is not None) == bool(add or remove):
+        raise combination("One attribute a call: a description, or launch permissions.")
+    if text is not None:
+        if len(text) > 255:
+            raise invalid(text[:40], "description", "It has at most 255 characters.")
+        ctx.tx.update(tables.images, row["id"], description=text)
+    else:
+        _change_permissions(ctx, row, add, remove)
+    return {}
+
+
+@ec2
+def reset_image_attribute(ctx: Context, params: Input) -> Output:
+    """Launch permissions go: the image is its owner's alone."""
+    row = _owned_one(ctx, params["ImageId"])
+    ctx.tx.delete(tables.image_permissions, image_id=row["id"])
+    ctx.tx.update(tables.images, row["id"], public=False)
+    return {}

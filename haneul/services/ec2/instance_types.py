@@ -61,7 +61,7 @@ def _view(one: InstanceType) -> dict[str, Any]:
             "EfaSupported": False,
             "EncryptionInTransitSupported": False,
         },
-        "PlacementGroupInfo": {"SupportedStrategies": ["partition", "spread"]},
+        "PlacementGroupInfo": {"SupportedStrategies": ["cluster", "partition", "spread"]},
         "HibernationSupported": False,
         "BurstablePerformanceSupported": one.burstable,
         "DedicatedHostsSupported": False,

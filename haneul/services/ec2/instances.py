@@ -13,10 +13,10 @@ from typing import Any
 from haneul.errors import CloudError, combination, invalid, missing
 from haneul.model.instance import STATE_CODES, Reason, State, user_initiated
 from haneul.model.region import zone_id
-from haneul.services import placement
+from haneul.services import placement, quotas
 from haneul.services.context import Context, Input, Later, Output, ec2, gmt, moment
 from haneul.services.describe import Computed, Listing, Related, check_ids, describe, listed, require
-from haneul.services.ec2 import instance_types, launch
+from haneul.services.ec2 import instance_types, launch, placement_groups
 from haneul.services.ec2.instance_views import reservations, state_of, state_view, views
 from haneul.store import tables
 from haneul.store.database import Row
@@ -271,7 +271,11 @@ def _start(ctx: Context, row: Row, now: State) -> None:
         raise _incorrect(row, "started")
     placement.release(ctx.tx, row)
     kind = instance_types.find(row["instance_type"])
+    quotas.room_for_vcpus(ctx, kind)
     wanted = placement.need(ctx.settings, kind, row["zone"])
+    group = placement_groups.named(ctx, {"GroupName": row["placement_group"]})
+    placer = placement_groups.Placer(ctx, group, row["zone"], row["partition_number"], without=row["id"])
+    place = placer.place(wanted, only=row["server_id"])
     boot = max(row["boot_count"], row["observed_boot_count"]) + 1
     ctx.tx.update(
         tables.instances,
@@ -281,7 +285,8 @@ def _start(ctx: Context, row: Row, now: State) -> None:
         boot_count=boot,
         started_at_boot=boot,
         launched=ctx.now,
-        server_id=placement.reserve(ctx.tx, wanted, ctx.settings, only=row["server_id"]),
+        server_id=place.server_id,
+        partition_number=place.partition,
         reserved_vcpus=wanted.vcpus,
         reserved_memory_mib=wanted.memory_mib,
         **_reason(None),
@@ -538,6 +543,50 @@ def _modify_mappings(ctx: Context, row: Row, mappings: list[dict[str, Any]]) -> 
         keep = mapping.get("Ebs", {}).get("DeleteOnTermination")
         if keep is not None:
             ctx.tx.update(tables.volumes, disks[device]["id"], delete_on_termination=keep)
+
+
+@ec2
+def modify_instance_placement(ctx: Context, params: Input) -> Output:
+    """The placement group of a stopped instance; an empty name takes it out of its group."""
+    (row,) = find(ctx, [params["InstanceId"]])
+    if params.get("Tenancy", "default") != "default" or params.get("HostId") or params.get("HostResourceGroupArn"):
+        raise CloudError("UnsupportedOperation", "haneul does not have dedicated tenancy.")
+    if params.get("Affinity", "default") != "default":
+        raise CloudError("UnsupportedOperation", "haneul does not have dedicated hosts to be affine to.")
+    if not any(name in params for name in ("GroupName", "GroupId", "PartitionNumber")):
+        raise missing("GroupName")
+    _need_stopped(row, "the placement")
+    given = {name: params[name] for name in ("GroupName", "GroupId", "PartitionNumber") if name in params}
+    if "GroupName" not in given and "GroupId" not in given:
+        given["GroupName"] = row["placement_group"]
+    group = placement_groups.named(ctx, given)
+    number = placement_groups.partition(group, given)
+    name = group["name"] if group else ""
+    ctx.tx.update(tables.instances, row["id"], placement_group=name, partition_number=number)
+    return {"Return": True}
+
+
+def _monitor(ctx: Context, params: Input, wanted: bool) -> Output:
+    if params.get("MetricCategoryIds"):
+        raise CloudError("UnsupportedOperation", "haneul does not have metric categories (parameter MetricCategoryIds).")
+    rows = find(ctx, params["InstanceIds"])
+    for row in rows:
+        if state_of(row) in ("terminated", "shutting-down"):
+            raise _incorrect(row, "monitored")
+        ctx.tx.update(tables.instances, row["id"], monitoring=wanted)
+    state = {"State": "pending" if wanted else "disabling"}
+    return {"InstanceMonitorings": [{"InstanceId": row["id"], "Monitoring": state} for row in rows]}
+
+
+@ec2
+def monitor_instances(ctx: Context, params: Input) -> Output:
+    """What was asked for is kept and told; haneul has no metrics service to send more of."""
+    return _monitor(ctx, params, True)
+
+
+@ec2
+def unmonitor_instances(ctx: Context, params: Input) -> Output:
+    return _monitor(ctx, params, False)
 
 
 @ec2

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from haneul.errors import CloudError, invalid, missing, not_found
+from haneul.services import quotas
 from haneul.services.context import Context, Input, Output, ec2, moment
 from haneul.services.describe import Listing, describe
 from haneul.services.ec2 import tags
@@ -101,6 +102,8 @@ def _insert(ctx: Context, params: Input, kind: str, public: str, fingerprint: st
     if ctx.own(tables.key_pairs, name=name):
         raise CloudError("InvalidKeyPair.Duplicate", f"The keypair '{name}' already exists.")
     wanted = tags.specified(params, "key-pair").get("key-pair", {})
+    most = ctx.settings.quota_key_pairs
+    quotas.check_room(ctx, tables.key_pairs, most, "KeyPairLimitExceeded", "key pairs", "quota_key_pairs")
     key_id = ctx.add(
         tables.key_pairs, "key", name=name, kind=kind, fingerprint=fingerprint, public_key=f"{public} {name}"
     )

@@ -9,21 +9,27 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
+
 from haneul.errors import CloudError, combination, invalid, missing
 from haneul.model.instance_types import InstanceType
-from haneul.model.network import free_address, mac_address
+from haneul.model.network import free_address, host_addresses, mac_address
 from haneul.model.region import zone_id, zones
-from haneul.services import placement
+from haneul.services import placement, quotas
 from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.ec2 import (
     images,
     instance_types,
     instance_views,
     keypairs,
+    launch_templates,
     networks,
+    placement_groups,
     security_groups,
     tags,
     volumes,
@@ -34,13 +40,9 @@ from haneul.store.database import Row
 DEFAULT_TYPE = "t3.micro"
 MAX_USER_DATA = 16384
 MAX_COUNT = 1000
-MAX_GROUPS = 5
-
-_CAPACITY = ("InsufficientInstanceCapacity", "InsufficientAddressCapacity", "InsufficientFreeAddressesInSubnet")
+PROBES = 32
 
 _UNSUPPORTED = {
-    "LaunchTemplate": "launch templates",
-    "InstanceMarketOptions": "Spot instances",
     "ElasticGpuSpecification": "elastic graphics",
     "ElasticInferenceAccelerators": "elastic inference",
     "LicenseSpecifications": "licence configurations",
@@ -78,10 +80,18 @@ class _Launch:
     key: Row | None
     values: dict[str, Any]
     tags: dict[str, dict[str, str]]
+    group: Row | None
+    partition: int
+    system_tags: dict[str, str]
 
 
 @ec2
 def run_instances(ctx: Context, params: Input) -> Output:
+    return instance_views.reservation(ctx, run(ctx, launch_templates.merged(ctx, params)))
+
+
+def run(ctx: Context, params: Input) -> list[str]:
+    """Launch what RunInstances asks for, between MinCount and MaxCount of them; gives their ids."""
     least, most = params["MinCount"], params["MaxCount"]
     if least < 1 or most < 1:
         raise invalid(min(least, most), "MinCount" if least < 1 else "MaxCount", "It must be at least 1.")
@@ -94,23 +104,15 @@ def run_instances(ctx: Context, params: Input) -> Output:
     launch = _read(ctx, params)
     if launch.address and most > 1:
         raise combination("A private address can be given to one instance only.")
-    reservation = ctx.new_id("r")
-    made: list[str] = []
-    for index in range(most):
-        try:
-            with ctx.tx.savepoint():
-                made.append(_launch_one(ctx, launch, reservation, index))
-        except CloudError as error:
-            if error.code in _CAPACITY and len(made) >= least:
-                break
-            raise
-    return instance_views.reservation(ctx, made)
+    return _launch(ctx, launch, least, quotas.room_for_instances(ctx, launch.instance_type, least, most))
 
 
 def _read(ctx: Context, params: Input) -> _Launch:
     for name, what in _UNSUPPORTED.items():
         if params.get(name):
             raise CloudError("UnsupportedOperation", f"haneul does not have {what} yet (parameter {name}).")
+    if params.get("InstanceMarketOptions", {}).get("MarketType", "on-demand") != "on-demand":
+        raise CloudError("UnsupportedOperation", "haneul does not have Spot instances (parameter InstanceMarketOptions).")
     if params.get("IamInstanceProfile"):
         profile = params["IamInstanceProfile"]
         raise invalid(
@@ -124,7 +126,11 @@ def _read(ctx: Context, params: Input) -> _Launch:
     interface = _interface(params)
     subnet = _subnet(ctx, params, interface)
     groups = _groups(ctx, params, interface, subnet)
+    group = placement_groups.named(ctx, params.get("Placement", {}))
     return _Launch(
+        group=group,
+        partition=placement_groups.partition(group, params.get("Placement", {})),
+        system_tags=params.get("$system-tags", {}),
         image=image,
         image_id=params["ImageId"],
         stands_in=stands_in,
@@ -223,9 +229,10 @@ def _groups(ctx: Context, params: Input, interface: dict[str, Any], subnet: Row)
 
 def check_groups(ctx: Context, wanted: list[str], vpc_id: str) -> list[str]:
     """The groups as they are, if all are of the VPC."""
-    if len(wanted) > MAX_GROUPS:
+    most = ctx.settings.quota_groups_per_interface
+    if len(wanted) > most:
         raise CloudError(
-            "SecurityGroupsPerInterfaceLimitExceeded", f"An interface has at most {MAX_GROUPS} security groups."
+            "SecurityGroupsPerInterfaceLimitExceeded", f"An interface has at most {most} security groups."
         )
     for one in wanted:
         if security_groups.find(ctx, one)["vpc_id"] != vpc_id:
@@ -305,13 +312,12 @@ def _values(params: Input) -> dict[str, Any]:
     tenancy = params.get("Placement", {}).get("Tenancy", "default")
     if tenancy != "default" or params.get("Placement", {}).get("HostId"):
         raise CloudError("UnsupportedOperation", "haneul does not have dedicated tenancy.")
-    if params.get("Placement", {}).get("GroupName"):
-        raise CloudError("InvalidPlacementGroup.Unknown", "The placement group is unknown.")
+    if params.get("Placement", {}).get("SpreadDomain") or params.get("Placement", {}).get("HostResourceGroupArn"):
+        raise CloudError("UnsupportedOperation", "haneul does not have host resource groups or spread domains.")
     if params.get("HibernationOptions", {}).get("Configured"):
         raise CloudError("UnsupportedOperation", "haneul does not hibernate instances.")
     if params.get("EnclaveOptions", {}).get("Enabled"):
         raise CloudError("UnsupportedOperation", "haneul does not have Nitro Enclaves.")
-    credit = params.get("CreditSpecification", {}).get("CpuCredits")
     return {
         "user_data": read_user_data(params["UserData"]) if params.get("UserData") else None,
         "shutdown_behavior": params.get("InstanceInitiatedShutdownBehavior", "stop"),
@@ -321,97 +327,185 @@ def _values(params: Input) -> dict[str, Any]:
         "monitoring": params.get("Monitoring", {}).get("Enabled", False),
         "metadata_options": metadata_options(params.get("MetadataOptions", {})),
         "client_token": params.get("ClientToken", ""),
-        "more": {"credit": credit} if credit else {},
+        "more": _credit(params),
     }
 
 
-def _launch_one(ctx: Context, launch: _Launch, reservation: str, index: int) -> str:
-    wanted = placement.need(ctx.settings, launch.instance_type, launch.subnet["zone"])
-    server = placement.reserve(ctx.tx, wanted, ctx.settings)
-    key = launch.key
-    instance = ctx.add(
-        tables.instances,
-        "i",
-        zone=launch.subnet["zone"],
-        reservation_id=reservation,
-        launch_index=index,
-        launched=ctx.now,
-        image_id=launch.image_id,
-        image_name=launch.image["disk"],
-        instance_type=launch.instance_type.name,
-        key_name=key["name"] if key else "",
-        public_key=key["public_key"] if key else "",
-        vpc_id=launch.subnet["vpc_id"],
-        subnet_id=launch.subnet["id"],
-        stands_in=launch.stands_in,
-        root_device=launch.image["root_device"],
-        server_id=server,
-        reserved_vcpus=wanted.vcpus,
-        reserved_memory_mib=wanted.memory_mib,
-        **launch.values,
-    )
-    _add_interface(ctx, launch, instance)
-    _add_volumes(ctx, launch, instance, server)
-    tags.put(ctx, instance, launch.tags.get("instance", {}))
-    if launch.stands_in and launch.image["disk"]:
-        tags.put(ctx, instance, {"aws:haneul:stands-in": f"{launch.image['name']} for {launch.image_id}"})
-    return instance
+def _credit(params: Input) -> dict[str, Any]:
+    credit = params.get("CreditSpecification", {}).get("CpuCredits")
+    if credit is None:
+        return {}
+    return {"credit": check_credit(params.get("InstanceType", DEFAULT_TYPE), credit)}
 
 
-def _add_interface(ctx: Context, launch: _Launch, instance: str) -> None:
-    interface = ctx.new_id("eni")
-    subnet = launch.subnet
-    used = {row["address"] for row in ctx.tx.select(tables.interfaces, subnet_id=subnet["id"])}
-    address = launch.address or free_address(subnet["cidr"], used, interface)
-    if address is None:
+def check_credit(instance_type: str, credit: str) -> str:
+    """`standard` or `unlimited`, for a burstable type."""
+    if credit not in ("standard", "unlimited"):
+        raise invalid(credit, "CpuCredits", "It is standard or unlimited.")
+    if not instance_types.find(instance_type).burstable:
         raise CloudError(
-            "InsufficientFreeAddressesInSubnet", f"There are not enough free addresses in subnet '{subnet['id']}'."
+            "InvalidParameterCombination", f"CPU credits are not supported for the instance type {instance_type}."
         )
-    ctx.tx.insert(
-        tables.interfaces,
-        id=interface,
-        account=ctx.account,
-        region=ctx.region,
-        created=ctx.now,
-        vpc_id=subnet["vpc_id"],
-        subnet_id=subnet["id"],
-        zone=subnet["zone"],
-        description=launch.interface.get("Description", ""),
-        mac=mac_address(interface),
-        address=address,
-        wants_public=launch.wants_public,
-        public_address=take_public(ctx, interface) if launch.wants_public else None,
-        groups=launch.groups,
-        instance_id=instance,
-        attachment_id=ctx.new_id("eni-attach"),
-        delete_on_termination=launch.interface.get("DeleteOnTermination", True),
-        attached=ctx.now,
+    return credit
+
+
+def _launch(ctx: Context, launch: _Launch, least: int, most: int) -> list[str]:
+    """Take addresses and room for as many as there are, then write all rows; gives the ids."""
+    interfaces = [ctx.new_id("eni") for _ in range(most)]
+    addresses: list[str | None] = [launch.address]
+    if not launch.address:
+        addresses = _free(ctx, tables.interfaces.c.address, launch.subnet["cidr"], interfaces, subnet_id=launch.subnet["id"])
+    publics = _free(ctx, tables.interfaces.c.public_address, ctx.settings.public_pool, interfaces) if launch.wants_public else []
+    wanted = placement.need(ctx.settings, launch.instance_type, launch.subnet["zone"])
+    group = placement_groups.Placer(ctx, launch.group, launch.subnet["zone"], launch.partition)
+    places: list[placement.Member] = []
+    for index in range(most):
+        try:
+            if addresses[index] is None:
+                raise _no_address(launch.subnet["id"])
+            if launch.wants_public and publics[index] is None:
+                raise _no_public(ctx)
+            places.append(group.place(wanted))
+        except CloudError:
+            if len(places) < least:
+                raise
+            break
+    return _write(ctx, launch, wanted, list(zip(places, interfaces, addresses, publics or [None] * most, strict=False)))
+
+
+def _write(
+    ctx: Context,
+    launch: _Launch,
+    wanted: placement.Need,
+    chosen: list[tuple[placement.Member, str, str | None, str | None]],
+) -> list[str]:
+    reservation = ctx.new_id("r")
+    notes = launch.system_tags
+    if launch.stands_in and launch.image["disk"]:
+        notes = notes | {"aws:haneul:stands-in": f"{launch.image['name']} for {launch.image_id}"}
+    rows: dict[Any, list[dict[str, Any]]] = {
+        table: [] for table in (tables.instances, tables.interfaces, tables.volumes, tables.tags)
+    }
+    for index, (place, interface, address, public) in enumerate(chosen):
+        instance = ctx.new_id("i")
+        # Instances of one launch are shown in the order of their launch index.
+        scope = {"account": ctx.account, "region": ctx.region, "created": ctx.now + index * 1e-6}
+        row = _instance_row(ctx, launch, reservation, index) | {
+            "id": instance,
+            "server_id": place.server_id,
+            "partition_number": place.partition,
+            "reserved_vcpus": wanted.vcpus,
+            "reserved_memory_mib": wanted.memory_mib,
+        }
+        rows[tables.instances].append(scope | row)
+        rows[tables.interfaces].append(scope | _interface_row(ctx, launch, interface, instance, address, public))
+        disks = [scope | _volume_row(ctx, launch, volume, instance, place.server_id) for volume in launch.volumes]
+        rows[tables.volumes] += disks
+        labels = {"instance": [instance], "network-interface": [interface], "volume": [disk["id"] for disk in disks]}
+        rows[tables.tags] += tags.rows(ctx, instance, notes)
+        for kind, ids in labels.items():
+            for one in ids:
+                rows[tables.tags] += tags.rows(ctx, one, launch.tags.get(kind, {}))
+    for table, made in rows.items():
+        ctx.tx.insert_many(table, made)
+    return [row["id"] for row in rows[tables.instances]]
+
+
+def _instance_row(ctx: Context, launch: _Launch, reservation: str, index: int) -> dict[str, Any]:
+    key = launch.key
+    return {
+        "zone": launch.subnet["zone"],
+        "reservation_id": reservation,
+        "launch_index": index,
+        "launched": ctx.now,
+        "image_id": launch.image_id,
+        "image_name": launch.image["disk"],
+        "instance_type": launch.instance_type.name,
+        "key_name": key["name"] if key else "",
+        "public_key": key["public_key"] if key else "",
+        "vpc_id": launch.subnet["vpc_id"],
+        "subnet_id": launch.subnet["id"],
+        "stands_in": launch.stands_in,
+        "root_device": launch.image["root_device"],
+        "placement_group": launch.group["name"] if launch.group else "",
+        **launch.values,
+    }
+
+
+def _interface_row(
+    ctx: Context, launch: _Launch, interface: str, instance: str, address: str | None, public: str | None
+) -> dict[str, Any]:
+    subnet = launch.subnet
+    return {
+        "id": interface,
+        "vpc_id": subnet["vpc_id"],
+        "subnet_id": subnet["id"],
+        "zone": subnet["zone"],
+        "description": launch.interface.get("Description", ""),
+        "mac": mac_address(interface),
+        "address": address,
+        "wants_public": launch.wants_public,
+        "public_address": public,
+        "groups": launch.groups,
+        "instance_id": instance,
+        "attachment_id": ctx.new_id("eni-attach"),
+        "delete_on_termination": launch.interface.get("DeleteOnTermination", True),
+        "attached": ctx.now,
+    }
+
+
+def _volume_row(ctx: Context, launch: _Launch, volume: _Volume, instance: str, server: str) -> dict[str, Any]:
+    return {
+        "id": ctx.new_id("vol"),
+        "zone": launch.subnet["zone"],
+        "snapshot_id": volume.snapshot_id,
+        "image_name": volume.image,
+        "instance_id": instance,
+        "device": volume.device,
+        "attached": ctx.now,
+        "server_id": server,
+        **volume.values,
+    }
+
+
+# --- addresses --------------------------------------------------------------------------------------
+
+
+def _free(ctx: Context, column: Any, cidr: str, seeds: Sequence[str], **equal: Any) -> list[str | None]:
+    """A free address of `cidr` for each seed, None where there is none left.
+
+    For one address a few are looked up by the index; for many, all that are taken are read once.
+    """
+    where = [column.table.c[name] == value for name, value in equal.items()]
+    if len(seeds) == 1:
+        probes = list(itertools.islice(host_addresses(cidr, seeds[0]), PROBES))
+        taken = set(ctx.tx.execute(sa.select(column).where(column.in_(probes), *where)).scalars())
+        free = next((one for one in probes if one not in taken), None)
+        if free is not None:
+            return [free]
+    used = set(ctx.tx.execute(sa.select(column).where(column.is_not(None), *where)).scalars())
+    found: list[str | None] = []
+    for seed in seeds:
+        found.append(free_address(cidr, used, seed))
+        used.add(found[-1])
+        if found[-1] is None:
+            break
+    return found + [None] * (len(seeds) - len(found))
+
+
+def _no_address(subnet: str) -> CloudError:
+    return CloudError(
+        "InsufficientFreeAddressesInSubnet", f"There are not enough free addresses in subnet '{subnet}'."
     )
-    tags.put(ctx, interface, launch.tags.get("network-interface", {}))
+
+
+def _no_public(ctx: Context) -> CloudError:
+    return CloudError("InsufficientAddressCapacity", f"The pool {ctx.settings.public_pool} has no free address.")
 
 
 def take_public(ctx: Context, interface: str) -> str:
     """A free address of the public pool. Its first four belong to haneul's own ends."""
-    table = tables.interfaces
-    used = {row["public_address"] for row in ctx.tx.select(table, table.c.public_address.is_not(None))}
-    address = free_address(ctx.settings.public_pool, used, interface)
+    (address,) = _free(ctx, tables.interfaces.c.public_address, ctx.settings.public_pool, [interface])
     if address is None:
-        raise CloudError("InsufficientAddressCapacity", f"The pool {ctx.settings.public_pool} has no free address.")
+        raise _no_public(ctx)
     return address
-
-
-def _add_volumes(ctx: Context, launch: _Launch, instance: str, server: str) -> None:
-    for volume in launch.volumes:
-        volume_id = ctx.add(
-            tables.volumes,
-            "vol",
-            zone=launch.subnet["zone"],
-            snapshot_id=volume.snapshot_id,
-            image_name=volume.image,
-            instance_id=instance,
-            device=volume.device,
-            attached=ctx.now,
-            server_id=server,
-            **volume.values,
-        )
-        tags.put(ctx, volume_id, launch.tags.get("volume", {}))

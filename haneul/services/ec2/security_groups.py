@@ -13,13 +13,13 @@ from typing import Any
 from haneul.errors import CloudError, missing, not_found
 from haneul.model.ids import is_id
 from haneul.model.network import Direction, Rule, normal_cidr, normal_cidr6, normal_ports, normal_protocol
+from haneul.services import quotas
 from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import Listing, describe, require
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
 
-MAX_RULES = 60
 _NAME = re.compile(r"[\w .:/()#,@\[\]+=&;{}!$*-]{1,255}\Z", re.ASCII)
 _LEGACY = ("IpProtocol", "FromPort", "ToPort", "CidrIp", "SourceSecurityGroupName")
 
@@ -213,6 +213,10 @@ def create_security_group(ctx: Context, params: Input) -> Output:
     if ctx.own(tables.security_groups, name=name, vpc_id=vpc["id"]):
         raise CloudError("InvalidGroup.Duplicate", f"The security group '{name}' already exists for VPC '{vpc['id']}'")
     wanted = tags.specified(params, "security-group").get("security-group", {})
+    quotas.check_room(
+        ctx, tables.security_groups, ctx.settings.quota_security_groups, "SecurityGroupLimitExceeded",
+        "security groups", "quota_security_groups",
+    )  # fmt: skip
     group = ctx.add(tables.security_groups, "sg", vpc_id=vpc["id"], name=name, description=description)
     # A new group lets everything out; Terraform revokes this rule first and adds its own.
     ctx.add(
@@ -261,9 +265,10 @@ def _authorize(ctx: Context, params: Input, direction: Direction) -> Output:
         if rule in present:
             raise CloudError("InvalidPermission.Duplicate", f'the specified rule "{_spell(rule)}" already exists')
         present.add(rule)
-        if sum(one.direction == direction for one in present) > MAX_RULES:
+        most = ctx.settings.quota_rules
+        if sum(one.direction == direction for one in present) > most:
             raise CloudError(
-                "RulesPerSecurityGroupLimitExceeded", f"A security group has at most {MAX_RULES} rules a direction."
+                "RulesPerSecurityGroupLimitExceeded", f"A security group has at most {most} rules a direction."
             )
         # Rules are shown in the order in which they were given.
         created.append(_insert_rule(ctx, group["id"], rule, description, ctx.now + len(created) * 1e-6))

@@ -8,29 +8,29 @@ from typing import Any
 from haneul.errors import CloudError, invalid, missing, not_found
 from haneul.model.ids import resource_type
 from haneul.services.context import Context, Input, Output, ec2
-from haneul.services.describe import matching, page
+from haneul.services.describe import exact_conditions, matching, page
 from haneul.store import tables
 
-MAX_TAGS = 50
 MAX_RESOURCES = 1000
-_TABLES = {
-    "instance": (tables.instances, "InvalidInstanceID.NotFound", "instance ID"),
-    "image": (tables.images, "InvalidAMIID.NotFound", "image ID"),
-    "volume": (tables.volumes, "InvalidVolume.NotFound", "volume ID"),
-    "network-interface": (tables.interfaces, "InvalidNetworkInterfaceID.NotFound", "networkInterface ID"),
-    "vpc": (tables.vpcs, "InvalidVpcID.NotFound", "vpc ID"),
-    "subnet": (tables.subnets, "InvalidSubnetID.NotFound", "subnet ID"),
-    "security-group": (tables.security_groups, "InvalidGroup.NotFound", "security group ID"),
-    "security-group-rule": (
-        tables.security_group_rules,
-        "InvalidSecurityGroupRuleId.NotFound",
-        "security group rule ID",
-    ),
-    "route-table": (tables.route_tables, "InvalidRouteTableID.NotFound", "routeTable ID"),
-    "internet-gateway": (tables.internet_gateways, "InvalidInternetGatewayID.NotFound", "internetGateway ID"),
-    "network-acl": (tables.network_acls, "InvalidNetworkAclID.NotFound", "networkAcl ID"),
-    "dhcp-options": (tables.dhcp_options, "InvalidDhcpOptionID.NotFound", "dhcpOption ID"),
-    "key-pair": (tables.key_pairs, "InvalidKeyPair.NotFound", "key pair ID"),
+#: Resource type -> (code, what it is called) of the refusal of an unknown id.
+_UNKNOWN = {
+    "instance": ("InvalidInstanceID.NotFound", "instance ID"),
+    "image": ("InvalidAMIID.NotFound", "image ID"),
+    "snapshot": ("InvalidSnapshot.NotFound", "snapshot"),
+    "volume": ("InvalidVolume.NotFound", "volume ID"),
+    "network-interface": ("InvalidNetworkInterfaceID.NotFound", "networkInterface ID"),
+    "vpc": ("InvalidVpcID.NotFound", "vpc ID"),
+    "subnet": ("InvalidSubnetID.NotFound", "subnet ID"),
+    "security-group": ("InvalidGroup.NotFound", "security group ID"),
+    "security-group-rule": ("InvalidSecurityGroupRuleId.NotFound", "security group rule ID"),
+    "route-table": ("InvalidRouteTableID.NotFound", "routeTable ID"),
+    "internet-gateway": ("InvalidInternetGatewayID.NotFound", "internetGateway ID"),
+    "network-acl": ("InvalidNetworkAclID.NotFound", "networkAcl ID"),
+    "dhcp-options": ("InvalidDhcpOptionID.NotFound", "dhcpOption ID"),
+    "key-pair": ("InvalidKeyPair.NotFound", "key pair ID"),
+    "launch-template": ("InvalidLaunchTemplateId.NotFound", "launch template ID"),
+    "placement-group": ("InvalidPlacementGroup.Unknown", "placement group ID"),
+    "fleet": ("InvalidFleetId.NotFound", "fleet ID"),
 }
 
 Tags = list[dict[str, str]]
@@ -84,46 +84,45 @@ def put(ctx: Context, resource: str, wanted: dict[str, str]) -> None:
     """Set tags on one resource of the caller's; existing keys get the new value."""
     if not wanted:
         return
-    kind = resource_type(resource)
-    present = {row["key"] for row in ctx.tx.select(tables.tags, resource_id=resource)}
-    user_keys = {key for key in present | set(wanted) if not key.startswith("aws:")}
-    if len(user_keys) > MAX_TAGS:
-        raise CloudError("TagLimitExceeded", f"The maximum number of tags for a resource is {MAX_TAGS}.")
-    ctx.tx.delete(tables.tags, tables.tags.c.key.in_(list(wanted)), resource_id=resource)
-    for key, value in wanted.items():
-        ctx.tx.insert(
-            tables.tags,
-            resource_id=resource,
-            key=key,
-            value=value,
-            account=ctx.account,
-            region=ctx.region,
-            resource_type=kind or "",
-        )
+    present = {row["key"]: row["value"] for row in ctx.tx.select(tables.tags, resource_id=resource)}
+    _check_count(ctx, [key for key in present | wanted if not key.startswith("aws:")])
+    changed = {key: value for key, value in wanted.items() if present.get(key) != value}
+    if present.keys() & changed.keys():
+        ctx.tx.delete(tables.tags, tables.tags.c.key.in_(list(changed)), resource_id=resource)
+    ctx.tx.insert_many(tables.tags, rows(ctx, resource, changed))
+
+
+def rows(ctx: Context, resource: str, wanted: dict[str, str]) -> list[dict[str, Any]]:
+    """Tags as rows of the table."""
+    scope = {"account": ctx.account, "region": ctx.region, "resource_type": resource_type(resource) or ""}
+    return [{"resource_id": resource, "key": key, "value": value} | scope for key, value in wanted.items()]
 
 
 def remove_all(ctx: Context, resource: str) -> None:
     ctx.tx.delete(tables.tags, resource_id=resource)
 
 
-def _check_count(given: Sequence[Any]) -> None:
-    if len(given) > MAX_TAGS:
-        raise CloudError("TagLimitExceeded", f"The maximum number of tags for a resource is {MAX_TAGS}.")
+def _check_count(ctx: Context, keys: Sequence[Any]) -> None:
+    most = ctx.settings.quota_tags
+    if len(keys) > most:
+        raise CloudError("TagLimitExceeded", f"The maximum number of tags for a resource is {most}.")
 
 
 def _check_resources(ctx: Context, ids: Sequence[str]) -> None:
     if len(ids) > MAX_RESOURCES:
         raise CloudError("InvalidParameterValue", f"At most {MAX_RESOURCES} resources can be tagged in one call.")
+    by_table: dict[Any, list[str]] = {}
     for one in ids:
         kind = resource_type(one)
-        if kind == "snapshot":
-            raise not_found("InvalidSnapshot.NotFound", "snapshot", [one])
-        if kind not in _TABLES:
-            raise CloudError("InvalidID", f"The ID '{one}' is not valid")
-        table, code, what = _TABLES[kind]
-        row = ctx.tx.get(table, one)
-        if row is None or (row["account"], row["region"]) != (ctx.account, ctx.region):
-            raise not_found(code, what, [one])
+        if kind not in _UNKNOWN:
+            raise CloudError("InvalidID", f"The ID '{one[:80]}' is not valid")
+        by_table.setdefault(tables.BY_PREFIX.get(one.rpartition("-")[0]), []).append(one)
+    for table, wanted in by_table.items():
+        known = {row["id"] for row in ctx.tx.among(table, "id", wanted, account=ctx.account, region=ctx.region)} if table is not None else set()
+        for one in wanted:
+            if one not in known:
+                code, what = _UNKNOWN[resource_type(one) or ""]
+                raise not_found(code, what, [one])
 
 
 @ec2
@@ -131,11 +130,10 @@ def create_tags(ctx: Context, params: Input) -> Output:
     wanted = check(params["Tags"])
     if not wanted:
         raise missing("Tag")
-    _check_count(params["Tags"])
+    _check_count(ctx, params["Tags"])
     _check_resources(ctx, params["Resources"])
     for resource in dict.fromkeys(params["Resources"]):
         put(ctx, resource, wanted)
-        _touch(ctx, resource)
     return {}
 
 
@@ -145,20 +143,17 @@ def delete_tags(ctx: Context, params: Input) -> Output:
     given = params.get("Tags", [])
     _check_resources(ctx, params["Resources"])
     check({"Key": tag.get("Key", "")} for tag in given)
-    _check_count(given)
+    _check_count(ctx, given)
     for resource in dict.fromkeys(params["Resources"]):
         for tag in given:
             same = {"resource_id": resource, "key": tag["Key"]}
             ctx.tx.delete(tables.tags, **(same | ({"value": tag["Value"]} if "Value" in tag else {})))
         if not params.get("Tags"):
             ctx.tx.delete(tables.tags, ~tables.tags.c.key.startswith("aws:"), resource_id=resource)
-        _touch(ctx, resource)
     return {}
 
 
-def _touch(ctx: Context, resource: str) -> None:
-    """A row's version is the key of its cached form, which shows its tags."""
-    ctx.tx.update(_TABLES[resource_type(resource) or ""][0], resource)
+_TAG_COLUMNS = {"key": "key", "value": "value", "resource-id": "resource_id", "resource-type": "resource_type"}
 
 
 @ec2
@@ -170,7 +165,7 @@ def describe_tags(ctx: Context, params: Input) -> Output:
             "Key": row["key"],
             "Value": row["value"],
         }
-        for row in ctx.own(tables.tags)
+        for row in ctx.own(tables.tags, *exact_conditions(params, tables.tags, _TAG_COLUMNS))
     ]
     known = {"key": "Key", "value": "Value", "resource-id": "ResourceId", "resource-type": "ResourceType"}
     with_tag = [item | {"Tags": [{"Key": item["Key"], "Value": item["Value"]}]} for item in items]

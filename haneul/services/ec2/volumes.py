@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from haneul.errors import CloudError, combination, invalid
+from haneul.model.region import zone_id
 from haneul.services.context import Context, Input, Output, ec2, moment
 from haneul.services.describe import Listing, describe
 from haneul.services.ec2 import tags
@@ -98,6 +99,47 @@ VOLUMES = Listing(
 @ec2
 def describe_volumes(ctx: Context, params: Input) -> Output:
     return describe(ctx, params, VOLUMES, "Volumes")
+
+
+def _statuses(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
+    return [
+        {
+            "VolumeId": row["id"],
+            "AvailabilityZone": row["zone"],
+            "AvailabilityZoneId": zone_id(row["zone"]),
+            "VolumeStatus": {
+                "Status": "ok",
+                "Details": [
+                    {"Name": "io-enabled", "Status": "passed"},
+                    {"Name": "io-performance", "Status": "not-applicable"},
+                ],
+            },
+            "Actions": [],
+            "Events": [],
+            "AttachmentStatuses": [{"InstanceId": row["instance_id"]}] if row["instance_id"] else [],
+        }
+        for row in rows
+    ]
+
+
+_STATUSES = Listing(
+    tables.volumes, "VolumeStatusItem", "VolumeIds", "vol", "InvalidVolumeID", "volume ID", _statuses,
+    {
+        "action.code": "Actions.Code", "action.description": "Actions.Description", "action.event-id": "Actions.EventId",
+        "availability-zone": "AvailabilityZone", "event.description": "Events.Description",
+        "event.event-id": "Events.EventId", "event.event-type": "Events.EventType",
+        "volume-status.details-name": "VolumeStatus.Details.Name",
+        "volume-status.details-status": "VolumeStatus.Details.Status", "volume-status.status": "VolumeStatus.Status",
+        "attachment-status.instance-id": "AttachmentStatuses.InstanceId",
+    },
+    columns={"availability-zone": "zone", "attachment-status.instance-id": "instance_id"},
+    unknown=_unknown,
+)  # fmt: skip
+
+
+@ec2
+def describe_volume_status(ctx: Context, params: Input) -> Output:
+    return describe(ctx, params, _STATUSES, "VolumeStatuses")
 
 
 def check_device(name: str) -> None:

@@ -31,9 +31,8 @@ def upgrade() -> None:
     sa.Column('version', sa.Integer(), nullable=False),
     sa.Column('created', sa.Float(), nullable=False),
     sa.Column('kind', sa.Text(), nullable=False),
-    sa.Column('request', sa.JSON(), nullable=False),
-    sa.Column('instances', sa.JSON(), nullable=False),
-    sa.Column('errors', sa.JSON(), nullable=False),
+    sa.Column('request', sa.Text(), nullable=False),
+    sa.Column('answer', sa.Text(), nullable=False),
     sa.PrimaryKeyConstraint('id')
     )
     op.create_index('ix_fleets_scope', 'fleets', ['account', 'region', 'created', 'id'], unique=False)
@@ -49,7 +48,7 @@ def upgrade() -> None:
     sa.Column('created', sa.Float(), nullable=False),
     sa.Column('created_by', sa.Text(), nullable=False),
     sa.Column('description', sa.Text(), nullable=False),
-    sa.Column('data', sa.JSON(), nullable=False),
+    sa.Column('data', sa.Text(), nullable=False),
     sa.PrimaryKeyConstraint('template_id', 'number')
     )
     op.create_table('launch_templates',

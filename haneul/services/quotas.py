@@ -1,0 +1,87 @@
+"""What one account may have in one region (Service Quotas, "Amazon EC2"); settings named `quota_…`.
+
+Counting is cheap where there is plenty: an upper bound that holds is enough, only near a quota are rows counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Table
+
+from haneul.errors import CloudError
+from haneul.model.instance_types import InstanceType
+from haneul.services.context import Context
+from haneul.store import tables
+
+#: First letter of a family -> the quota that its vCPUs count for; all others are "Standard".
+_BUCKETS = {"f": "F", "g": "G and VT", "p": "P", "x": "X", "u": "High Memory"}
+
+
+def bucket(instance_type: InstanceType) -> str:
+    family = instance_type.family
+    if family.startswith(("inf", "trn", "dl", "hpc")):
+        return family.rstrip("0123456789adeginz").upper()
+    return _BUCKETS.get(family[:1], "Standard (A, C, D, H, I, M, R, T, Z)")
+
+
+def _count(ctx: Context, table: Table, *where: Any) -> int:
+    scope = (table.c.account == ctx.account, table.c.region == ctx.region)
+    return int(ctx.tx.execute(sa.select(sa.func.count()).select_from(table).where(*scope, *where)).scalar() or 0)
+
+
+def room_for_instances(ctx: Context, kind: InstanceType, least: int, most: int) -> int:
+    """How many of `least`…`most` further instances the quotas let in.
+
+    Raises InstanceLimitExceeded or VcpuLimitExceeded if that is fewer than `least`.
+    """
+    instances = tables.instances
+    room = ctx.settings.quota_instances - _count(ctx, instances)  # terminated ones too: an index alone answers
+    if room < most:
+        room = ctx.settings.quota_instances - _count(ctx, instances, instances.c.power != "terminated")
+    if room < least:
+        raise CloudError(
+            "InstanceLimitExceeded",
+            f"You have requested more instances ({least}) than your current instance limit of "
+            f"{ctx.settings.quota_instances} allows for the specified instance type (setting quota_instances).",
+        )
+    return min(most, room, room_for_vcpus(ctx, kind, least, most))
+
+
+def room_for_vcpus(ctx: Context, kind: InstanceType, least: int = 1, most: int = 1) -> int:
+    """How many of `least`…`most` instances of the type may run. Raises VcpuLimitExceeded."""
+    vcpus = ctx.settings.quota_vcpus - _vcpus_promised(ctx)
+    if vcpus < most * kind.vcpus:
+        vcpus = ctx.settings.quota_vcpus - _vcpus_used(ctx, bucket(kind))
+    if vcpus < least * kind.vcpus:
+        raise CloudError(
+            "VcpuLimitExceeded",
+            f"You have requested more vCPU capacity than your current vCPU limit of {ctx.settings.quota_vcpus} allows "
+            f"for the instance bucket {bucket(kind)} that the specified instance type belongs to "
+            "(setting quota_vcpus).",
+        )
+    return min(most, vcpus // kind.vcpus)
+
+
+def _vcpus_promised(ctx: Context) -> int:
+    """By all servers to everybody: no account can have more."""
+    return int(ctx.tx.execute(sa.select(sa.func.sum(tables.servers.c.reserved_vcpus))).scalar() or 0)
+
+
+def _vcpus_used(ctx: Context, wanted: str) -> int:
+    from haneul.model.instance_types import instance_types
+
+    table = tables.instances
+    statement = (
+        sa.select(table.c.instance_type, sa.func.sum(table.c.reserved_vcpus))
+        .where(table.c.account == ctx.account, table.c.region == ctx.region)
+        .group_by(table.c.instance_type)
+    )
+    return sum(used for name, used in ctx.tx.execute(statement) if bucket(instance_types()[name]) == wanted)
+
+
+def check_room(ctx: Context, table: Table, quota: int, code: str, what: str, setting: str) -> None:
+    """Raises `code` if the account has as many rows of `table` as it may."""
+    if _count(ctx, table) >= quota:
+        raise CloudError(code, f"You have reached the limit of {quota} {what} (setting {setting}).")
