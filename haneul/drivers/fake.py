@@ -13,7 +13,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,8 @@ class World:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=20)
         self._lock = threading.Lock()
+        self._version = -1
+        self._known: dict[str, dict[str, Any]] = {}
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=OFF")
         self._connection.execute(
@@ -44,26 +45,40 @@ class World:
 
     @contextmanager
     def _cursor(self) -> Iterator[sqlite3.Cursor]:
+        """What is known of the file is forgotten when another connection has written to it."""
         with self._lock:
-            yield self._connection.cursor()
+            cursor = self._connection.cursor()
+            version = cursor.execute("PRAGMA data_version").fetchone()[0]
+            if version != self._version:
+                self._version, self._known = version, {}
+            yield cursor
+
+    def _things(self, cursor: sqlite3.Cursor, kind: str) -> dict[str, Any]:
+        if kind not in self._known:
+            rows = cursor.execute("SELECT id, value FROM things WHERE kind = ?", (kind,)).fetchall()
+            self._known[kind] = {one: json.loads(value) for one, value in rows}
+        return self._known[kind]
 
     def all(self, kind: str) -> dict[str, Any]:
+        """Every thing of a kind by id. The values are not to be changed; a changed thing has another value."""
         with self._cursor() as cursor:
-            rows = cursor.execute("SELECT id, value FROM things WHERE kind = ?", (kind,)).fetchall()
-        return {one: json.loads(value) for one, value in rows}
+            return dict(self._things(cursor, kind))
 
     def get(self, kind: str, one: str) -> Any:
         with self._cursor() as cursor:
-            row = cursor.execute("SELECT value FROM things WHERE kind = ? AND id = ?", (kind, one)).fetchone()
-        return json.loads(row[0]) if row else None
+            return self._things(cursor, kind).get(one)
 
     def put(self, kind: str, one: str, value: Any) -> None:
         with self._cursor() as cursor:
+            things = self._things(cursor, kind)
             cursor.execute("REPLACE INTO things VALUES (?, ?, ?)", (kind, one, json.dumps(value)))
+            things[one] = value
 
     def remove(self, kind: str, one: str) -> None:
         with self._cursor() as cursor:
+            things = self._things(cursor, kind)
             cursor.execute("DELETE FROM things WHERE kind = ? AND id = ?", (kind, one))
+            things.pop(one, None)
 
 
 def _report(instance_id: str, value: dict[str, Any]) -> MachineReport:
@@ -83,9 +98,16 @@ def _report(instance_id: str, value: dict[str, Any]) -> MachineReport:
 class FakeMachines:
     def __init__(self, world: World) -> None:
         self.world = world
+        self._reports: dict[str, tuple[Any, MachineReport]] = {}
 
     async def observe(self) -> dict[str, MachineReport]:
-        return {one: _report(one, value) for one, value in self.world.all("machine").items()}
+        """Reports are made anew only for values that are others than the last time: it is asked for thousands."""
+        known = self._reports
+        self._reports = {
+            one: found if (found := known.get(one)) is not None and found[0] is value else (value, _report(one, value))
+            for one, value in self.world.all("machine").items()
+        }
+        return {one: report for one, (_, report) in self._reports.items()}
 
     def needs_taps(self, spec: MachineSpec) -> bool:
         value = self.world.get("machine", spec.instance_id)
@@ -96,7 +118,6 @@ class FakeMachines:
         if value["boot_count"] < spec.boot_count:
             line = f"haneul fake machine {spec.instance_id}: boot {spec.boot_count}\n"
             value = {"power": "running", "boot_count": spec.boot_count, "console": value["console"] + line}
-            value["spec"] = asdict(spec)
             self.world.put("machine", spec.instance_id, value)
         return _report(spec.instance_id, value)
 
@@ -105,7 +126,7 @@ class FakeMachines:
         if value is None:
             return MachineReport(spec.instance_id, "off")
         if value["power"] != "off":
-            value |= {"power": "off", "cause": "ordered"}
+            value = value | {"power": "off", "cause": "ordered"}
             self.world.put("machine", spec.instance_id, value)
         return _report(spec.instance_id, value)
 
@@ -151,7 +172,8 @@ class FakeNetworks:
         return frozenset(self.world.all("network"))
 
     async def apply(self, network: NetworkSpec) -> None:
-        wanted = json.loads(json.dumps(asdict(network)))
+        parts = {"subnets": network.subnets, "interfaces": network.interfaces, "groups": network.groups}
+        wanted = {"cidr": network.cidr} | {name: len(value) for name, value in parts.items()}
         if self.world.get("network", network.vpc_id) != wanted:
             self.world.put("network", network.vpc_id, wanted)
 
@@ -172,7 +194,7 @@ class FakeMetadata:
         self.world = world
 
     async def apply(self, instances: tuple[MetadataSpec, ...]) -> None:
-        wanted = sorted(one.instance_id for one in instances)
+        wanted = len(instances)
         if self.world.get("metadata", "instances") != wanted:
             self.world.put("metadata", "instances", wanted)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
+
+import sqlalchemy as sa
 
 from haneul.config import Settings
 from haneul.model import metadata
@@ -48,18 +52,15 @@ def system_uuid(instance_id: str) -> str:
 
 @dataclass(frozen=True)
 class _World:
-    """The rows that concern one server."""
+    """The rows that some instances' specs are made of."""
 
     instances: list[Row]
     volumes: dict[str, list[Row]]
     interfaces: dict[str, Row]
     vpcs: dict[str, Row]
-    subnets: dict[str, list[Row]]
-    groups: dict[str, Row]
-    rules: dict[str, list[Row]]
-    members: dict[str, list[str]]
+    subnets: dict[str, Row]
+    groups: dict[str, str]
     tags: dict[str, dict[str, str]]
-    kept: list[Row]
 
 
 def _by(rows: list[Row], column: str) -> dict[str, list[Row]]:
@@ -69,46 +70,171 @@ def _by(rows: list[Row], column: str) -> dict[str, list[Row]]:
     return found
 
 
-def _read(tx: Transaction, server_id: str) -> _World:
-    instances = sorted(tx.select(tables.instances, server_id=server_id), key=lambda row: row["id"])
-    ids = [row["id"] for row in instances]
-    kept = tx.select(tables.volumes, server_id=server_id)
+def _read(tx: Transaction, ids: list[str]) -> _World:
+    instances = tx.among(tables.instances, "id", ids)
     interfaces = {row["instance_id"]: row for row in tx.among(tables.interfaces, "instance_id", ids)}
-    vpc_ids = [row["vpc_id"] for row in interfaces.values()]
-    vpcs = {row["id"]: row for row in tx.among(tables.vpcs, "id", vpc_ids)}
-    groups = {row["id"]: row for row in tx.among(tables.security_groups, "vpc_id", list(vpcs))}
-    members: dict[str, list[str]] = {}
-    for row in tx.among(tables.interfaces, "vpc_id", list(vpcs)):
-        for group in row["groups"]:
-            members.setdefault(group, []).append(row["address"])
+    groups = list({group for row in interfaces.values() for group in row["groups"]})
     labels: dict[str, dict[str, str]] = {}
     for tag in tx.among(tables.tags, "resource_id", ids):
         labels.setdefault(tag["resource_id"], {})[tag["key"]] = tag["value"]
     return _World(
         instances,
-        _by([row for row in kept if row["instance_id"]], "instance_id"),
+        _by(tx.among(tables.volumes, "instance_id", ids), "instance_id"),
         interfaces,
-        vpcs,
-        _by(tx.among(tables.subnets, "vpc_id", list(vpcs)), "vpc_id"),
-        groups,
-        _by(tx.among(tables.security_group_rules, "group_id", list(groups)), "group_id"),
-        members,
+        {row["id"]: row for row in tx.among(tables.vpcs, "id", [row["vpc_id"] for row in interfaces.values()])},
+        {row["id"]: row for row in tx.among(tables.subnets, "id", [row["subnet_id"] for row in interfaces.values()])},
+        {row["id"]: row["name"] for row in tx.among(tables.security_groups, "id", groups)},
         labels,
-        kept,
     )
+
+
+@dataclass(frozen=True)
+class _Instance:
+    """What an assignment says of one instance, at one version of its row. `metadata` is None for one that ends."""
+
+    version: int
+    machine: MachineSpec
+    metadata: MetadataSpec | None
+
+
+@dataclass(frozen=True)
+class _Interface:
+    version: int
+    spec: InterfaceSpec
+    vpc_id: str
+    instance_id: str
+
+
+class Assigner:
+    """Builds one server's assignments. What rows say is kept by their versions: a change costs what changed.
+
+    One assignment is built at a time.
+    """
+
+    def __init__(self, server_id: str, settings: Settings, signer: Signer) -> None:
+        self._server_id = server_id
+        self._settings = settings
+        self._signer = signer
+        self._instances: dict[str, _Instance] = {}
+        self._interfaces: dict[str, _Interface] = {}
+        self._volumes: dict[str, tuple[int, DiskSpec]] = {}
+
+    def build(self, tx: Transaction) -> Assignment:
+        self._instances = self._known_instances(tx)
+        self._volumes = self._known_volumes(tx)
+        here = self._instances
+        found = tx.execute(_vpcs_of_server(), {"server": self._server_id}).scalars()
+        vpcs = sorted(tx.among(tables.vpcs, "id", list(found)), key=lambda row: str(row["id"]))
+        self._interfaces = self._known_interfaces(tx, [vpc["id"] for vpc in vpcs])
+        return Assignment(
+            revision=tx.revision(),
+            server_id=self._server_id,
+            machines=tuple(one.machine for one in here.values()),
+            networks=tuple(self._network(tx, vpc) for vpc in vpcs),
+            metadata=tuple(one.metadata for one in here.values() if one.metadata is not None),
+            volumes=tuple(spec for _, spec in self._volumes.values()),
+        )
+
+    def _known_instances(self, tx: Transaction) -> dict[str, _Instance]:
+        versions = dict(_pairs(tx, tables.instances, "server_id", [self._server_id]))
+        stale = [one for one, version in versions.items() if _version(self._instances.get(one)) != version]
+        made = {}
+        for start in range(0, len(stale), CHUNK):
+            world = _read(tx, stale[start : start + CHUNK])
+            made |= {row["id"]: self._instance(world, row) for row in world.instances}
+        return {one: made.get(one) or self._instances[one] for one in versions}
+
+    def _instance(self, world: _World, row: Row) -> _Instance:
+        alive = row["power"] != "terminated" and row["id"] in world.interfaces
+        machine = _machine(world, row, self._settings)
+        return _Instance(row["version"], machine, _metadata(world, row, self._signer) if alive else None)
+
+    def _known_volumes(self, tx: Transaction) -> dict[str, tuple[int, DiskSpec]]:
+        versions = dict(_pairs(tx, tables.volumes, "server_id", [self._server_id]))
+        stale = [one for one, version in versions.items() if self._volumes.get(one, (0,))[0] != version]
+        rows = tx.among(tables.volumes, "id", stale)
+        made = {row["id"]: (row["version"], _disk(row, boot=False)) for row in rows}
+        return {one: made.get(one) or self._volumes[one] for one in versions}
+
+    def _known_interfaces(self, tx: Transaction, vpcs: list[str]) -> dict[str, _Interface]:
+        versions = dict(_pairs(tx, tables.interfaces, "vpc_id", vpcs))
+        stale = [one for one, version in versions.items() if _version(self._interfaces.get(one)) != version]
+        rows = tx.among(tables.interfaces, "id", stale)
+        made = {
+            row["id"]: _Interface(row["version"], _interface(row, row["region"]), row["vpc_id"], row["instance_id"])
+            for row in rows
+        }
+        return {one: made.get(one) or self._interfaces[one] for one in versions}
+
+    def _network(self, tx: Transaction, vpc: Row) -> NetworkSpec:
+        region = vpc["region"]
+        everywhere = [one for one in self._interfaces.values() if one.vpc_id == vpc["id"]]
+        here = [one.spec for one in everywhere if one.instance_id in self._instances]
+        members: dict[str, list[str]] = {}
+        for one in everywhere:
+            for group in one.spec.groups:
+                members.setdefault(group, []).append(one.spec.address)
+        used = {group for spec in here for group in spec.groups}
+        groups = {row["id"] for row in tx.among(tables.security_groups, "vpc_id", [vpc["id"]])}
+        rules = _by(tx.among(tables.security_group_rules, "group_id", list(groups)), "group_id")
+        # A rule may name a group that has no member here: its addresses still matter.
+        peers = {rule["peer_group"] for group in used for rule in rules.get(group, []) if rule["peer_group"]}
+        # A group that is only named by others' rules matters for its members alone; its rules may name yet others.
+        return NetworkSpec(
+            vpc_id=vpc["id"],
+            cidr=vpc["cidr"],
+            domain=dns_domain(region),
+            resolver=resolver(vpc["cidr"]),
+            subnets=tuple(
+                SubnetSpec(row["id"], row["cidr"], gateway(row["cidr"]))
+                for row in sorted(tx.select(tables.subnets, vpc_id=vpc["id"]), key=lambda row: str(row["id"]))
+            ),
+            interfaces=tuple(here),
+            groups=tuple(
+                GroupSpec(
+                    one,
+                    tuple(sorted(rule_of(row) for row in rules.get(one, []))) if one in used else (),
+                    tuple(sorted(members.get(one, []))),
+                )
+                for one in sorted(used | peers)
+                if one in groups
+            ),
+        )
+
+
+CHUNK = 500
+
+
+def _version(known: _Instance | _Interface | None) -> int:
+    return known.version if known is not None else 0
+
+
+@cache
+def _pairs_statement(table: sa.Table, column: str) -> Any:
+    among = table.c[column].in_(sa.bindparam("among", expanding=True))
+    return sa.select(table.c.id, table.c.version).where(among).order_by(table.c.id)
+
+
+def _pairs(tx: Transaction, table: sa.Table, column: str, values: list[str]) -> list[tuple[str, int]]:
+    """(id, version) of the rows whose `column` is one of `values`, by id."""
+    return [tuple(row) for row in tx.execute(_pairs_statement(table, column), {"among": values})]
+
+
+def versions_of(tx: Transaction, server_id: str) -> dict[str, int]:
+    """Instance id -> version of its row, of all that a server has."""
+    return dict(_pairs(tx, tables.instances, "server_id", [server_id]))
+
+
+@cache
+def _vpcs_of_server() -> Any:
+    instance, interface = tables.instances, tables.interfaces
+    joined = sa.select(interface.c.vpc_id).join(instance, instance.c.id == interface.c.instance_id)
+    return joined.where(instance.c.server_id == sa.bindparam("server")).distinct()
 
 
 def build(tx: Transaction, server_id: str, settings: Settings, signer: Signer) -> Assignment:
-    world = _read(tx, server_id)
-    alive = [row for row in world.instances if row["power"] != "terminated" and row["id"] in world.interfaces]
-    return Assignment(
-        revision=tx.revision(),
-        server_id=server_id,
-        machines=tuple(_machine(world, row, settings) for row in world.instances),
-        networks=tuple(_network(world, vpc) for vpc in sorted(world.vpcs.values(), key=lambda row: row["id"])),
-        metadata=tuple(_metadata(world, row, signer) for row in alive),
-        volumes=tuple(_disk(row, boot=False) for row in sorted(world.kept, key=lambda row: row["id"])),
-    )
+    """One assignment from nothing."""
+    return Assigner(server_id, settings, signer).build(tx)
 
 
 def _disk(row: Row, boot: bool) -> DiskSpec:
@@ -147,26 +273,6 @@ def _machine(world: _World, row: Row, settings: Settings) -> MachineSpec:
     )
 
 
-def _network(world: _World, vpc: Row) -> NetworkSpec:
-    region = vpc["region"]
-    here = [row for row in world.interfaces.values() if row["vpc_id"] == vpc["id"]]
-    used = {group for row in here for group in row["groups"]}
-    # A rule may name a group that has no member here: its addresses still matter.
-    peers = {rule["peer_group"] for group in used for rule in world.rules.get(group, []) if rule["peer_group"]}
-    return NetworkSpec(
-        vpc_id=vpc["id"],
-        cidr=vpc["cidr"],
-        domain=dns_domain(region),
-        resolver=resolver(vpc["cidr"]),
-        subnets=tuple(
-            SubnetSpec(row["id"], row["cidr"], gateway(row["cidr"]))
-            for row in sorted(world.subnets.get(vpc["id"], []), key=lambda row: row["id"])
-        ),
-        interfaces=tuple(_interface(row, region) for row in sorted(here, key=lambda row: row["id"])),
-        groups=tuple(_group(world, one, one in used) for one in sorted(used | peers) if one in world.groups),
-    )
-
-
 def _interface(row: Row, region: str) -> InterfaceSpec:
     public = row["public_address"] or ""
     return InterfaceSpec(
@@ -182,16 +288,10 @@ def _interface(row: Row, region: str) -> InterfaceSpec:
     )
 
 
-def _group(world: _World, group: str, used: bool) -> GroupSpec:
-    """A group that is only named by others' rules matters for its members alone; its rules may name yet others."""
-    rules = tuple(sorted(rule_of(row) for row in world.rules.get(group, []))) if used else ()
-    return GroupSpec(group, rules, tuple(sorted(world.members.get(group, []))))
-
-
 def _facts(world: _World, row: Row) -> metadata.Facts:
     nic = world.interfaces[row["id"]]
     vpc = world.vpcs[nic["vpc_id"]]
-    subnet = next(one for one in world.subnets[vpc["id"]] if one["id"] == nic["subnet_id"])
+    subnet = world.subnets[nic["subnet_id"]]
     public = nic["public_address"] or ""
     region = row["region"]
     others = [disk["device"] for disk in world.volumes.get(row["id"], []) if disk["device"] != row["root_device"]]
@@ -208,7 +308,7 @@ def _facts(world: _World, row: Row) -> metadata.Facts:
         vpc_id=vpc["id"],
         vpc_cidr=vpc["cidr"],
         group_ids=tuple(nic["groups"]),
-        group_names=tuple(world.groups[one]["name"] for one in nic["groups"] if one in world.groups),
+        group_names=tuple(world.groups[one] for one in nic["groups"] if one in world.groups),
         owner=row["account"],
     )
     return metadata.Facts(
@@ -237,7 +337,7 @@ def _metadata(world: _World, row: Row, signer: Signer) -> MetadataSpec:
     facts = _facts(world, row)
     options: dict[str, Any] = row["metadata_options"]
     document = metadata.identity_document(facts)
-    tree = {f"meta-data/{path}": text for path, text in metadata.tree(facts).items()}
+    tree = {sys.intern(f"meta-data/{path}"): text for path, text in metadata.tree(facts).items()}
     tree["dynamic/instance-identity/document"] = document
     tree |= {f"dynamic/instance-identity/{name}": text for name, text in signer.sign(document).items()}
     keys = ((row["key_name"], row["public_key"]),) if row["key_name"] else ()

@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import sqlalchemy as sa
+
 from haneul.config import Settings
-from haneul.model.assignment import Assignment, MachineReport, Report
+from haneul.model.assignment import Assignment, MachineReport, Report, ServerFacts
 from haneul.model.image import CatalogueImage
 from haneul.model.instance import Observed, Reason, ended_by_itself, why_ended
 from haneul.reconcile import assign
-from haneul.reconcile.assign import Signer
+from haneul.reconcile.assign import Assigner, Signer
 from haneul.services import placement
 from haneul.services.context import gmt
 from haneul.services.ec2.images import sync_catalogue
@@ -26,6 +29,8 @@ from haneul.store.database import Row, Store, Transaction
 
 log = logging.getLogger(__name__)
 EMULATED_TAG = "aws:haneul:virtualization"
+#: Machines whose reports are written in one transaction: the writer's lock is not held for long.
+MACHINES_AT_ONCE = 100
 
 
 class Control:
@@ -45,31 +50,70 @@ class Control:
         self._clock = clock
         self._catalogue = catalogue
         self._known_catalogue: list[CatalogueImage] | None = None
-        self._last_reports: dict[str, tuple[Any, ...]] = {}
-        self._lock = threading.Lock()
+        self._assigners: dict[str, Assigner] = {}
+        self._last_facts: dict[str, ServerFacts] = {}
+        self._followed: dict[str, tuple[MachineReport, int]] = {}
+        self._revisions: dict[str, int] = {}
+        self._assigning = threading.Lock()
+        self._reporting = threading.Lock()
 
     def assignment(self, server_id: str, after: int = -1) -> Assignment | None:
         """What the server should be now; None if nothing was committed since revision `after`."""
-        with self._store.read() as tx:
+        with self._assigning, self._store.read() as tx:
             if tx.revision() <= after:
                 return None
-            return assign.build(tx, server_id, self._settings, self._signer)
+            assigner = self._assigners.get(server_id)
+            if assigner is None:
+                assigner = self._assigners[server_id] = Assigner(server_id, self._settings, self._signer)
+            return assigner.build(tx)
 
     def report(self, report: Report) -> None:
-        """Write what an agent saw, and what follows from it. A report that says nothing new costs nothing."""
-        seen = (report.facts, report.machines)
-        with self._lock:
-            if self._last_reports.get(report.server_id) == seen:
+        """Write what an agent saw, and what follows from it. What says nothing new costs nothing.
+
+        A machine is looked at when it is not as it was, or when its instance's row is not.
+        """
+        with self._reporting:
+            news = self._news(report)
+            if not news and self._last_facts.get(report.server_id) == report.facts:
                 return
-        with self._store.write() as tx:
-            tx.wakes = False
-            self._register(tx, report)
-            changed = False
-            for machine in report.machines:
-                changed |= self._observe(tx, report, machine)
-            tx.wakes = changed
-        with self._lock:
-            self._last_reports[report.server_id] = seen
+            for start in range(0, max(len(news), 1), MACHINES_AT_ONCE):
+                self._write(report, news[start : start + MACHINES_AT_ONCE])
+            self._last_facts[report.server_id] = report.facts
+
+    def _news(self, report: Report) -> list[MachineReport]:
+        """The machines to look at. Those that are not written now are news again at the next report."""
+        with self._store.read() as tx:
+            revision = tx.revision()
+            same = self._revisions.get(report.server_id) == revision
+            versions = {} if same else assign.versions_of(tx, report.server_id)
+        self._revisions[report.server_id] = revision
+        found: list[MachineReport] = []
+        for machine in report.machines:
+            known = self._followed.get(machine.instance_id)
+            version = versions.get(machine.instance_id, known[1] if known else 0)
+            if known is None or known[1] != version or (known[0] is not machine and known[0] != machine):
+                found.append(machine)
+                self._followed[machine.instance_id] = (machine, version)
+        if len(self._followed) > 2 * len(report.machines) + 1000:
+            present = {machine.instance_id for machine in report.machines}
+            self._followed = {one: known for one, known in self._followed.items() if one in present}
+        return found
+
+    def _write(self, report: Report, machines: list[MachineReport]) -> None:
+        try:
+            with self._store.write() as tx:
+                tx.wakes = False
+                if self._last_facts.get(report.server_id) != report.facts:
+                    self._register(tx, report)
+                changed = False
+                for machine in machines:
+                    changed |= self._observe(tx, report, machine)
+                tx.wakes = changed
+        except BaseException:
+            for machine in machines:
+                self._followed.pop(machine.instance_id, None)
+            self._revisions.pop(report.server_id, None)
+            raise
 
     def _register(self, tx: Transaction, report: Report) -> None:
         facts = report.facts
@@ -96,6 +140,9 @@ class Control:
         values = _observed_values(row, machine, self._clock())
         if any(row[name] != value for name, value in values.items()):
             tx.update(tables.instances, row["id"], **values)
+            if not row["observed_boot_count"] and machine.boot_count:
+                # Its volumes are attached from now on, and no longer attaching.
+                tx.execute(_touch_volumes(), {"instance": row["id"]})
             self._say_how(tx, row, report, machine)
         return self._follow(tx, {**row, **values})
 
@@ -105,6 +152,9 @@ class Control:
             return
         why = report.facts.accelerators.get("kvm") or "accelerator = tcg"
         value = f"emulated (TCG) with virtio devices: {why}"[:256]
+        known = {tag["key"]: tag["value"] for tag in tx.select(tables.tags, resource_id=row["id"])}
+        if known.get(EMULATED_TAG, "") == (value if machine.accelerator == "tcg" else ""):
+            return
         tx.delete(tables.tags, resource_id=row["id"], key=EMULATED_TAG)
         if machine.accelerator == "kvm":
             return
@@ -190,6 +240,12 @@ class Control:
             tx.delete(tables.client_tokens, tables.client_tokens.c.created < day_ago)
             tx.wakes = False
         self._known_catalogue = catalogue
+
+
+@cache
+def _touch_volumes() -> Any:
+    table = tables.volumes
+    return sa.update(table).where(table.c.instance_id == sa.bindparam("instance")).values(version=table.c.version + 1)
 
 
 def _observed_values(row: Row, machine: MachineReport, now: float) -> dict[str, Any]:
