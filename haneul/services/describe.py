@@ -357,8 +357,9 @@ def _related(ctx: Context, one: Related, values: Sequence[str]) -> list[str]:
 
 
 @cache
-def _light_by_ids(table: Table, columns: tuple[str, ...]) -> Any:
-    among = table.c.id.in_(sa.bindparam("among", expanding=True))
+def _light_by_ids(table: Table, columns: tuple[str, ...], one: bool) -> Any:
+    """By one id it is a statement of its own: SQLAlchemy writes an IN anew for every number of values."""
+    among = table.c.id == sa.bindparam("among") if one else table.c.id.in_(sa.bindparam("among", expanding=True))
     own = [table.c[name] == sa.bindparam(name) for name in ("account", "region")]
     return sa.select(*(table.c[name] for name in columns)).where(among, *own).order_by(table.c.created, table.c.id)
 
@@ -369,9 +370,10 @@ def _light(ctx: Context, listing: Listing, plan: _Plan, wanted: Sequence[str], a
     columns = tuple(dict.fromkeys(("id", "version", "created", *listing.light, *sorted(plan.columns))))
     few = wanted and len(wanted) <= IN_CHUNK
     if few and listing.scope is _own:
-        statement = _light_by_ids(table, columns).where(*plan.conditions) if plan.conditions else _light_by_ids(table, columns)
-        scope = {"account": ctx.account, "region": ctx.region}
-        found = ctx.tx.execute(statement, scope | {"among": list(wanted)})
+        statement = _light_by_ids(table, columns, len(wanted) == 1)
+        statement = statement.where(*plan.conditions) if plan.conditions else statement
+        among = wanted[0] if len(wanted) == 1 else list(wanted)
+        found = ctx.tx.execute(statement, {"account": ctx.account, "region": ctx.region, "among": among})
     else:
         conditions = [*listing.scope(ctx, table), *plan.conditions, *([table.c.id.in_(wanted)] if few else [])]
         if after:

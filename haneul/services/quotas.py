@@ -5,6 +5,7 @@ Counting is cheap where there is plenty: an upper bound that holds is enough, on
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,9 +27,20 @@ def bucket(instance_type: InstanceType) -> str:
     return _BUCKETS.get(family[:1], "Standard (A, C, D, H, I, M, R, T, Z)")
 
 
+@cache
+def _counting(table: Table) -> Any:
+    scope = (table.c[name] == sa.bindparam(name) for name in ("account", "region"))
+    return sa.select(sa.func.count()).select_from(table).where(*scope)
+
+
+@cache
+def _promised() -> Any:
+    return sa.select(sa.func.sum(tables.servers.c.reserved_vcpus))
+
+
 def _count(ctx: Context, table: Table, *where: Any) -> int:
-    scope = (table.c.account == ctx.account, table.c.region == ctx.region)
-    return int(ctx.tx.execute(sa.select(sa.func.count()).select_from(table).where(*scope, *where)).scalar() or 0)
+    statement = _counting(table).where(*where) if where else _counting(table)
+    return int(ctx.tx.execute(statement, {"account": ctx.account, "region": ctx.region}).scalar() or 0)
 
 
 def room_for_instances(ctx: Context, kind: InstanceType, least: int, most: int) -> int:
@@ -66,7 +78,7 @@ def room_for_vcpus(ctx: Context, kind: InstanceType, least: int = 1, most: int =
 
 def _vcpus_promised(ctx: Context) -> int:
     """By all servers to everybody: no account can have more."""
-    return int(ctx.tx.execute(sa.select(sa.func.sum(tables.servers.c.reserved_vcpus))).scalar() or 0)
+    return int(ctx.tx.execute(_promised()).scalar() or 0)
 
 
 def _vcpus_used(ctx: Context, wanted: str) -> int:

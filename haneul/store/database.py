@@ -100,6 +100,8 @@ class Transaction:
         """Rows whose `column` is one of `values`, in pieces that every database accepts."""
         found: list[Row] = []
         unique = list(dict.fromkeys(values))
+        if len(unique) == 1:
+            return self.select(table, **(equal | {column: unique[0]}))
         statement = _select_among(table, column, tuple(equal))
         for start in range(0, len(unique), IN_CHUNK):
             found += self._rows(table, statement, equal | {"among": unique[start : start + IN_CHUNK]})
@@ -193,6 +195,8 @@ class Store:
         self._listeners: list[Callable[[], None]] = []
         # SQLite has one writer; waiting on a lock of ours is fair and cheap, its busy handler polls.
         self._writer = threading.Lock()
+        self._readers = threading.local()
+        self._opened: list[Connection] = []
 
     def _only_for_us(self) -> None:
         """The file holds secrets. SQLite gives its side files the mode of the database."""
@@ -211,14 +215,29 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        """A consistent view; nothing can be written."""
-        with self.engine.connect() as connection:
-            if self._sqlite:
-                connection.exec_driver_sql("BEGIN")
-            try:
-                yield Transaction(connection, writable=False)
-            finally:
-                connection.rollback()
+        """A consistent view; nothing can be written. SQLite's threads keep a connection each for reading."""
+        if not self._sqlite:
+            with self.engine.connect() as connection:
+                try:
+                    yield Transaction(connection, writable=False)
+                finally:
+                    connection.rollback()
+            return
+        connection, driver = self._reader()
+        driver.execute("BEGIN")
+        try:
+            yield Transaction(connection, writable=False)
+        finally:
+            driver.execute("ROLLBACK")
+
+    def _reader(self) -> tuple[Connection, Any]:
+        """This thread's connection, as SQLAlchemy and as sqlite3 have it: opening one costs more than reading."""
+        known: tuple[Connection, Any] | None = getattr(self._readers, "one", None)
+        if known is None:
+            connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._opened.append(connection)
+            known = self._readers.one = (connection, connection.connection.dbapi_connection)
+        return known
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -246,4 +265,6 @@ class Store:
         upgrade(self.engine)
 
     def close(self) -> None:
+        for connection in self._opened:
+            connection.close()
         self.engine.dispose()

@@ -6,6 +6,8 @@ from agents' reports only, all others by the EC2 operations and the reconciler.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -308,6 +310,16 @@ placement_groups = _resource(
     UniqueConstraint("account", "region", "name", name="uq_placement_groups_name"),
 )
 fleets = _resource("fleets", _text("kind"), _text("request"), _text("answer"))
+
+
+
+def whole(table: Table, values: Mapping[str, object]) -> dict[str, object]:
+    """A row as it will be read: `values`, and the defaults of the columns that they leave out."""
+    return {
+        column.name: values[column.name] if column.name in values else (column.default.arg if column.default else None)  # type: ignore[attr-defined]
+        for column in table.columns
+    }
+
 
 #: Parts of a resource -> (the column that names the resource, its table): what changes a part changes what a
 #: Describe shows of the resource, and so raises its version.

@@ -103,13 +103,14 @@ def _fulfil(ctx: Context, params: Input, target: int) -> tuple[list[dict[str, An
         count = int(-(-missing_units // choice.weight))
         try:
             with ctx.tx.savepoint():
-                ids = launch.run(ctx, launch_templates.merged(ctx, choice.parameters(count, labels)))
+                made = launch.run(ctx, launch_templates.merged(ctx, choice.parameters(count, labels)))
         except CloudError as error:
             failure = {"ErrorCode": error.code, "ErrorMessage": error.message, "Lifecycle": "on-demand"}
             errors.append(failure | {"LaunchTemplateAndOverrides": choice.shown})
             continue
-        (first,) = instances.find(ctx, ids[:1])
-        item = {"InstanceIds": ids, "InstanceType": first["instance_type"], "Lifecycle": "on-demand"}
+        rows = made[tables.instances]
+        ids = [row["id"] for row in rows]
+        item = {"InstanceIds": ids, "InstanceType": rows[0]["instance_type"], "Lifecycle": "on-demand"}
         launched.append(item | {"LaunchTemplateAndOverrides": choice.shown})
         missing_units -= len(ids) * choice.weight
     least = params.get("OnDemandOptions", {}).get("MinTargetCapacity", 0)

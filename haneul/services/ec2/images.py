@@ -60,6 +60,16 @@ def visible(ctx: Context, *where: Any, **equal: Any) -> list[Row]:
     return ctx.tx.select(tables.images, accounts, regions, *where, **equal)
 
 
+def _visible_by_id(ctx: Context, image_id: str) -> Row | None:
+    """One image, if the caller may see it; by its id alone, because every launch asks."""
+    row = ctx.tx.get(tables.images, image_id)
+    if row is None or row["region"] not in (ctx.region, tables.EVERYONE):
+        return None
+    if row["account"] in (ctx.account, tables.EVERYONE) or row["public"]:
+        return row
+    return row if ctx.tx.select(tables.image_permissions, image_id=image_id, account=ctx.account) else None
+
+
 def stand_in(ctx: Context, image_id: str) -> Row | None:
     """The image that stands in for one which exists only at AWS, if the settings name one."""
     name = ctx.settings.unknown_image
@@ -93,10 +103,10 @@ def find(ctx: Context, image_id: str) -> tuple[Row, bool]:
     """The image to launch, and whether it stands in for the one that was asked for."""
     if not is_id("ami", image_id):
         raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{image_id}"')
-    rows = visible(ctx, id=image_id)
-    if rows and rows[0]["available"]:
-        return rows[0], False
-    if rows:
+    row = _visible_by_id(ctx, image_id)
+    if row is not None and row["available"]:
+        return row, False
+    if row is not None:
         raise CloudError("InvalidAMIID.Unavailable", f"The image ID '{image_id}' is not available")
     other = stand_in(ctx, image_id)
     if other is None:
@@ -317,14 +327,7 @@ def register_image(ctx: Context, params: Input) -> Output:
 
 @ec2
 def deregister_image(ctx: Context, params: Input) -> Output:
-    image_id = params["ImageId"]
-    if not is_id("ami", image_id):
-        raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{image_id}"')
-    rows = visible(ctx, id=image_id)
-    if not rows:
-        raise not_found_image(image_id)
-    if rows[0]["account"] != ctx.account:
-        raise CloudError("AuthFailure", f"Not authorized for image:{image_id}")
+    image_id = _owned_one(ctx, params["ImageId"])["id"]
     ctx.tx.delete(tables.images, id=image_id)
     ctx.tx.delete(tables.image_permissions, image_id=image_id)
     tags.remove_all(ctx, image_id)
@@ -337,10 +340,10 @@ def deregister_image(ctx: Context, params: Input) -> Output:
 def _known(ctx: Context, image_id: str) -> Row:
     if not is_id("ami", image_id):
         raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{image_id[:80]}"')
-    rows = visible(ctx, id=image_id)
-    if not rows:
+    row = _visible_by_id(ctx, image_id)
+    if row is None:
         raise not_found_image(image_id)
-    return rows[0]
+    return row
 
 
 def _owned_one(ctx: Context, image_id: str) -> Row:

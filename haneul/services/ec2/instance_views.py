@@ -162,7 +162,18 @@ def reservations(ctx: Context, items: Iterable[tuple[Row, Any]]) -> list[dict[st
     ]
 
 
-def reservation(ctx: Context, ids: list[str]) -> Output:
-    rows = {row["id"]: row for row in ctx.tx.among(tables.instances, "id", ids)}
-    ordered = [rows[one] for one in ids]
-    return reservations(ctx, zip(ordered, views(ctx, ordered), strict=True))[0]
+def reservation(
+    ctx: Context, instances: list[Row], interfaces: list[Row], disks: list[Row], labels: list[Row]
+) -> Output:
+    """The answer of a launch, from the rows that it wrote."""
+    nics, volumes_of, tags_of = (_grouped(interfaces, "instance_id"), _grouped(disks, "instance_id"), _grouped(labels, "resource_id"))
+    groups = networks.group_names(ctx, interfaces)
+    items = [
+        _view(ctx, row, nics.get(row["id"], []), volumes_of.get(row["id"], []), _labels(tags_of.get(row["id"], [])), groups)
+        for row in instances
+    ]
+    return reservations(ctx, zip(instances, items, strict=True))[0]
+
+
+def _labels(rows: list[Row]) -> list[dict[str, str]]:
+    return [{"Key": row["key"], "Value": row["value"]} for row in sorted(rows, key=lambda row: str(row["key"]))]

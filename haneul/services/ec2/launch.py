@@ -12,6 +12,7 @@ import ipaddress
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,7 +41,7 @@ from haneul.store.database import Row
 DEFAULT_TYPE = "t3.micro"
 MAX_USER_DATA = 16384
 MAX_COUNT = 1000
-PROBES = 32
+PROBES = 8
 
 _UNSUPPORTED = {
     "ElasticGpuSpecification": "elastic graphics",
@@ -87,11 +88,17 @@ class _Launch:
 
 @ec2
 def run_instances(ctx: Context, params: Input) -> Output:
-    return instance_views.reservation(ctx, run(ctx, launch_templates.merged(ctx, params)))
+    rows = run(ctx, launch_templates.merged(ctx, params))
+    return instance_views.reservation(
+        ctx, rows[tables.instances], rows[tables.interfaces], rows[tables.volumes], rows[tables.tags]
+    )
 
 
-def run(ctx: Context, params: Input) -> list[str]:
-    """Launch what RunInstances asks for, between MinCount and MaxCount of them; gives their ids."""
+Written = dict[Any, list[dict[str, Any]]]
+
+
+def run(ctx: Context, params: Input) -> Written:
+    """Launch what RunInstances asks for, between MinCount and MaxCount of them; gives the rows that it wrote."""
     least, most = params["MinCount"], params["MaxCount"]
     if least < 1 or most < 1:
         raise invalid(min(least, most), "MinCount" if least < 1 else "MaxCount", "It must be at least 1.")
@@ -349,8 +356,8 @@ def check_credit(instance_type: str, credit: str) -> str:
     return credit
 
 
-def _launch(ctx: Context, launch: _Launch, least: int, most: int) -> list[str]:
-    """Take addresses and room for as many as there are, then write all rows; gives the ids."""
+def _launch(ctx: Context, launch: _Launch, least: int, most: int) -> Written:
+    """Take addresses and room for as many as there are, then write all rows."""
     interfaces = [ctx.new_id("eni") for _ in range(most)]
     addresses: list[str | None] = [launch.address]
     if not launch.address:
@@ -378,14 +385,12 @@ def _write(
     launch: _Launch,
     wanted: placement.Need,
     chosen: list[tuple[placement.Member, str, str | None, str | None]],
-) -> list[str]:
+) -> Written:
     reservation = ctx.new_id("r")
     notes = launch.system_tags
     if launch.stands_in and launch.image["disk"]:
         notes = notes | {"aws:haneul:stands-in": f"{launch.image['name']} for {launch.image_id}"}
-    rows: dict[Any, list[dict[str, Any]]] = {
-        table: [] for table in (tables.instances, tables.interfaces, tables.volumes, tables.tags)
-    }
+    rows: Written = {table: [] for table in (tables.instances, tables.interfaces, tables.volumes, tables.tags)}
     for index, (place, interface, address, public) in enumerate(chosen):
         instance = ctx.new_id("i")
         # Instances of one launch are shown in the order of their launch index.
@@ -397,9 +402,13 @@ def _write(
             "reserved_vcpus": wanted.vcpus,
             "reserved_memory_mib": wanted.memory_mib,
         }
-        rows[tables.instances].append(scope | row)
-        rows[tables.interfaces].append(scope | _interface_row(ctx, launch, interface, instance, address, public))
-        disks = [scope | _volume_row(ctx, launch, volume, instance, place.server_id) for volume in launch.volumes]
+        rows[tables.instances].append(tables.whole(tables.instances, scope | row))
+        nic = _interface_row(ctx, launch, interface, instance, address, public)
+        rows[tables.interfaces].append(tables.whole(tables.interfaces, scope | nic))
+        disks = [
+            tables.whole(tables.volumes, scope | _volume_row(ctx, launch, volume, instance, place.server_id))
+            for volume in launch.volumes
+        ]
         rows[tables.volumes] += disks
         labels = {"instance": [instance], "network-interface": [interface], "volume": [disk["id"] for disk in disks]}
         rows[tables.tags] += tags.rows(ctx, instance, notes)
@@ -408,7 +417,7 @@ def _write(
                 rows[tables.tags] += tags.rows(ctx, one, launch.tags.get(kind, {}))
     for table, made in rows.items():
         ctx.tx.insert_many(table, made)
-    return [row["id"] for row in rows[tables.instances]]
+    return rows
 
 
 def _instance_row(ctx: Context, launch: _Launch, reservation: str, index: int) -> dict[str, Any]:
@@ -471,6 +480,12 @@ def _volume_row(ctx: Context, launch: _Launch, volume: _Volume, instance: str, s
 # --- addresses --------------------------------------------------------------------------------------
 
 
+@cache
+def _taken(column: Any, equal: tuple[str, ...]) -> Any:
+    where = [column.table.c[name] == sa.bindparam(name) for name in equal]
+    return sa.select(column).where(column.in_(sa.bindparam("probes", expanding=True)), *where)
+
+
 def _free(ctx: Context, column: Any, cidr: str, seeds: Sequence[str], **equal: Any) -> list[str | None]:
     """A free address of `cidr` for each seed, None where there is none left.
 
@@ -479,7 +494,7 @@ def _free(ctx: Context, column: Any, cidr: str, seeds: Sequence[str], **equal: A
     where = [column.table.c[name] == value for name, value in equal.items()]
     if len(seeds) == 1:
         probes = list(itertools.islice(host_addresses(cidr, seeds[0]), PROBES))
-        taken = set(ctx.tx.execute(sa.select(column).where(column.in_(probes), *where)).scalars())
+        taken = set(ctx.tx.execute(_taken(column, tuple(equal)), equal | {"probes": probes}).scalars())
         free = next((one for one in probes if one not in taken), None)
         if free is not None:
             return [free]
