@@ -43,7 +43,7 @@ def _pause(cpu: float) -> float:
 
     A small cloud's passes follow each other at once; a large one's leave three quarters of the time to the API.
     """
-    return min(1.0, max(0.0, 3 * cpu - 0.1))
+    return min(1.0, max(0.0, 3 * cpu - 0.03))
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class Agent:
     _health: dict[str, _Health] = field(default_factory=dict)
     _problems: list[str] = field(default_factory=list)
     _reports: dict[str, tuple[MachineSpec, MachineReport]] = field(default_factory=dict)
+    _settled: dict[str, tuple[MachineSpec, MachineReport | None]] = field(default_factory=dict)
+    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def problems(self) -> list[str]:
@@ -111,12 +113,13 @@ class Agent:
                 pass
 
     async def _latest(self) -> Assignment | None:
-        """The newest assignment; both loops share it."""
-        known = self._assignment.revision if self._assignment else -1
-        found = await self.link.assignment(known)
-        if found is not None and (self._assignment is None or found.revision > self._assignment.revision):
-            self._assignment = found
-        return self._assignment
+        """The newest assignment; both loops share it, and ask for it once."""
+        async with self._asking:
+            known = self._assignment.revision if self._assignment else -1
+            found = await self.link.assignment(known)
+            if found is not None and (self._assignment is None or found.revision > self._assignment.revision):
+                self._assignment = found
+            return self._assignment
 
     async def network_pass(self) -> bool:
         """Rules, addresses, names and metadata of all VPCs, as they are wanted now."""
@@ -182,15 +185,25 @@ class Agent:
 
     def _is_settled(self, spec: MachineSpec, seen: dict[str, MachineReport]) -> bool:
         """This very value was made so, nothing is on its way, and the machine is still as it was reported."""
-        known = self._reports.get(spec.instance_id)
-        if known is None or not (known[0] is spec or known[0] == spec):
-            return False
-        report = known[1]
         now = seen.get(spec.instance_id)
+        health = self._health.get(spec.instance_id)
+        if health is not None and time.monotonic() - health.asked >= REACHABLE_PERIOD:
+            return False
+        known = self._settled.get(spec.instance_id)
+        if known is not None and known[0] is spec and known[1] is now:
+            return True
+        settled = self._looks_settled(spec, now, health)
+        if settled:
+            self._settled[spec.instance_id] = (spec, now)
+        return settled
+
+    def _looks_settled(self, spec: MachineSpec, now: MachineReport | None, health: _Health | None) -> bool:
+        made, report = self._reports.get(spec.instance_id, (None, None))
+        if report is None or made != spec:
+            return False
         if spec.power == "running" and report.power == "running":
-            health = self._health.get(spec.instance_id)
-            asked = health is not None and health.answered and time.monotonic() - health.asked < REACHABLE_PERIOD
-            return bool((asked or not spec.nics) and now is not None and replace(now, reachable=report.reachable) == report)
+            answered = health is not None and health.answered
+            return bool(answered or not spec.nics) and now is not None and replace(now, reachable=report.reachable) == report
         if report.power not in ("off", "absent") or report.cause == "launch-failed":
             return False
         return report.power == "absent" if now is None else now == report
@@ -211,6 +224,7 @@ class Agent:
         present = {machine.instance_id for machine in assignment.machines}
         for gone in self._reports.keys() - present:
             del self._reports[gone]
+            self._settled.pop(gone, None)
 
     async def _machine(self, spec: MachineSpec) -> MachineReport:
         try:
