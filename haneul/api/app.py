@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
 MAX_PARAMETERS = 20000
-WORKERS = 32
+WORKERS = 24
 #: Version of a query API -> the service that unsigned requests with it mean.
 _VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}
 #: Prefix of X-Amz-Target -> service.

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-import botocore.session
-from botocore.model import ListShape, OperationModel, ServiceModel, Shape, StructureShape
+from botocore.model import ListShape, OperationModel, Shape, StructureShape
 
 from haneul.errors import CloudError, invalid, missing
+from haneul.model.aws import service_model
 from haneul.services.context import Form
 
 Tree = dict[str, Any]
@@ -35,12 +35,6 @@ _OPEN_ENUMS = frozenset({"InstanceType"})
 _PARAMETERS_OF_EVERY_CALL = frozenset(
     {"Action", "Version", "SignatureVersion", "SignatureMethod", "Timestamp", "AWSAccessKeyId"}
 )
-
-
-@cache
-def service_model(service: str) -> ServiceModel:
-    model: ServiceModel = botocore.session.get_session().get_service_model(service)
-    return model
 
 
 @cache

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from haneul.model.aws import session
+
 _REGION = re.compile(r"[a-z]{2}(?:-[a-z]+)+-\d\Z")
 ZONE_LETTERS = "abc"
 _DIRECTIONS = {
@@ -23,9 +25,7 @@ _DIRECTIONS = {
 @cache
 def regions() -> tuple[str, ...]:
     """The regions of AWS's commercial partition, from botocore's endpoint data, sorted."""
-    import botocore.session
-
-    return tuple(sorted(botocore.session.get_session().get_available_regions("ec2")))
+    return tuple(sorted(session().get_available_regions("ec2")))
 
 
 def is_region(name: str) -> bool:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import botocore.session
 from botocore import xform_name
 
 from haneul.config import Settings
 from haneul.errors import CloudError
+from haneul.model.aws import service_model
 from haneul.model.ids import NewId
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
@@ -122,8 +122,7 @@ Registered = TypeVar("Registered", bound=Operation)
 
 @functools.cache
 def _names(service: str) -> dict[str, str]:
-    model = botocore.session.get_session().get_service_model(service)
-    return {xform_name(name): name for name in model.operation_names}
+    return {xform_name(name): name for name in service_model(service).operation_names}
 
 
 class Operations:

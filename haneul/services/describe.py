@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import botocore.session
 import sqlalchemy as sa
 from sqlalchemy import Column, Table
 
 from haneul.errors import CloudError, combination, malformed, not_found
+from haneul.model.aws import service_model
 from haneul.model.ids import is_id
 from haneul.services.context import Context, Form, Input, Output
 from haneul.store import tables
@@ -97,7 +97,7 @@ def _tag_values(name: str) -> Callable[[Item], Iterable[str]] | None:
 @cache
 def documented_filters(operation: str) -> frozenset[str]:
     """The filters that the model's documentation names for an operation."""
-    model = botocore.session.get_session().get_service_model("ec2").operation_model(operation)
+    model = service_model("ec2").operation_model(operation)
     text = model.input_shape.members["Filters"].documentation
     return frozenset(re.findall(r"<li> ?<p> ?<code>([a-zA-Z0-9.-]+)</code>", text))
 

@@ -31,6 +31,8 @@ def _configure_sqlite(engine: Engine) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA busy_timeout=20000")
+        # Every thread has a connection: the pages that the system keeps are enough for all of them.
+        connection.execute("PRAGMA cache_size=-400")
 
 
 @cache

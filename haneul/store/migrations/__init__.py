@@ -7,13 +7,27 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
+from haneul.store.tables import metadata
+
 HEAD = "0002"
 
 
 def upgrade(engine: Engine) -> None:
-    """To `HEAD`, in one transaction where the database can."""
-    if _current(engine) == HEAD:
+    """To `HEAD`, in one transaction where the database can. An empty database gets the tables as they are now."""
+    current = _current(engine)
+    if current == HEAD:
         return
+    if current is None:
+        with engine.begin() as connection:
+            metadata.create_all(connection)
+            connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
+            connection.execute(sa.text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+        return
+    walk(engine)
+
+
+def walk(engine: Engine, to: str = "head") -> None:
+    """Migration by migration, from whatever version there is."""
     from alembic import command
     from alembic.config import Config
 
@@ -21,7 +35,7 @@ def upgrade(engine: Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, to)
 
 
 def _current(engine: Engine) -> str | None:
