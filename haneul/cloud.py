@@ -244,6 +244,7 @@ def _uvicorn(app: Any) -> uvicorn.Config:
         access_log=False,
         http="httptools",
         server_header=False,
+        proxy_headers=False,
         lifespan="off",
         timeout_keep_alive=75,
         timeout_graceful_shutdown=3,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -17,6 +15,7 @@ from botocore.model import OperationModel
 
 from haneul import __version__
 from haneul.api import protocol, signature
+from haneul.api.workers import Workers
 from haneul.errors import CloudError
 from haneul.model.region import is_region
 from haneul.services.context import Caller, Input, Output, is_read
@@ -89,6 +88,7 @@ class Call:
     operation: OperationModel | None = None
     params: Input = field(default_factory=dict)
     answer: bytes = b""
+    asked: str = "-"
 
     @property
     def target(self) -> str:
@@ -114,7 +114,7 @@ class Api:
     account: str
     region: str
     clock: Callable[[], float]
-    workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "haneul-api"))
+    workers: Workers = field(default_factory=lambda: Workers(WORKERS))
 
 
 # --- the steps --------------------------------------------------------------------------------------
@@ -212,13 +212,13 @@ async def find_operation(call: Call) -> None:
     prefix, _, operation = call.target.partition(".")
     action = operation if call.target else names.get("Action", "")
     meant = _TARGETS.get(prefix, prefix[:80]) if call.target else _VERSIONS.get(names.get("Version", ""), "ec2")
-    service = call.scope.service if call.scope else meant
+    service = call.service = call.scope.service if call.scope else meant
+    call.asked = action[:128] if action.isalnum() else "-"
     if service not in SERVICES or (call.target and service != meant):
         raise CloudError(
             "UnsupportedOperation",
             f"haneul does not have the service {service} ({action or call.target or call.request.path}).",
         )
-    call.service = service
     if not action:
         raise CloudError("MissingAction", "The request must contain the parameter Action")
     call.operation = protocol.operation_model(service, action)
@@ -249,7 +249,7 @@ async def run_operation(call: Call) -> None:
         result = call.app.backend.call(call.service, operation.name, caller, call.params)
         return protocol.serialise(call.service, operation, result, call.request_id)
 
-    call.answer = await asyncio.get_running_loop().run_in_executor(call.app.workers, work)
+    call.answer = await call.app.workers.run(work)
 
 
 Step = Callable[[Call], Awaitable[None]]
@@ -282,6 +282,15 @@ async def _serve(call: Call) -> tuple[int, bytes]:
         return fault.status, protocol.serialise_error(call.protocol, fault, call.request_id)
 
 
+def _note(call: Call, status: int) -> None:
+    """One line for each request in the log; reading that succeeded is for those who ask for more."""
+    name = call.operation.name if call.operation else call.asked
+    level = logging.DEBUG if status == 200 and call.operation and is_read(name) else logging.INFO
+    if log.isEnabledFor(level):
+        account = call.caller.account if call.caller else "-"
+        log.log(level, "%s %s %s:%s %d", call.request_id, account, call.service or "-", name, status)
+
+
 _SERVER = f"haneul/{__version__}".encode()
 _TYPES = {"json": b"application/x-amz-json-1.1"}
 
@@ -294,9 +303,7 @@ def make_app(api: Api) -> Callable[[dict[str, Any], Receive, Send], Awaitable[No
         path = scope.get("raw_path", b"/").split(b"?")[0].decode("latin-1")
         call = Call(HttpRequest(scope["method"], path, scope["query_string"], headers, receive), api)
         status, body = await _serve(call)
-        if log.isEnabledFor(logging.INFO):
-            name = call.operation.name if call.operation else "-"
-            log.info("%s %s %s %d", call.request_id, call.caller.account if call.caller else "-", name, status)
+        _note(call, status)
         answer_headers = [
             (b"content-type", _TYPES.get(call.protocol, b"text/xml;charset=UTF-8")),
             (b"content-length", str(len(body)).encode()),
