@@ -79,6 +79,8 @@ app = typer.Typer(
 )
 image_app = typer.Typer(help="Build, list and remove images.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
+account_app = typer.Typer(help="Accounts and their access keys.", no_args_is_help=True)
+app.add_typer(account_app, name="account")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Region = Annotated[str, typer.Option(help="The region to look in (default: the setting `region`).")]
@@ -190,24 +192,31 @@ def down(
         out.print("haneul was not running")
 
 
-def _status(settings: Settings) -> dict[str, Any] | None:
-    """What the running haneul says of itself, or None."""
+def _ask_running(settings: Settings, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """(HTTP status, answer) of the running haneul's control socket. Raises OSError or ValueError."""
     import http.client
     import socket
 
-    if not _lifecycle.is_running(settings):
-        return None
-    connection = http.client.HTTPConnection("haneul", timeout=10)
+    connection = http.client.HTTPConnection("haneul", timeout=30)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.sock.connect(str(_lifecycle.control(settings)))
-        connection.request("GET", "/status")
-        found: dict[str, Any] = json.loads(connection.getresponse().read())
+        connection.request(method, path, json.dumps(body) if body is not None else None)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def _status(settings: Settings) -> dict[str, Any] | None:
+    """What the running haneul says of itself, or None."""
+    if not _lifecycle.is_running(settings):
+        return None
+    try:
+        found: dict[str, Any] = _ask_running(settings, "GET", "/status")[1]
         return found
     except (OSError, ValueError):
         return None
-    finally:
-        connection.close()
 
 
 @app.command()
@@ -539,6 +548,72 @@ def _attach(path: Path) -> None:
         finally:
             if before is not None:
                 termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+# --- accounts -----------------------------------------------------------------------------------------
+
+
+def _accounts(what: str, **arguments: str) -> Any:
+    settings = config.load()
+    _need_running(settings)
+    status, answer = _ask_running(settings, "POST", f"/accounts/{what}", arguments)
+    if status != 200:
+        raise SettingsError(answer["error"])
+    return answer
+
+
+def _show_key(key: dict[str, str], as_json: bool) -> None:
+    """The only time that a secret is told."""
+    if as_json:
+        _print_json(key)
+        return
+    err.print(f"account {key['account']} ({key['name']}); the secret is told this once", highlight=False)
+    print(f"export AWS_ACCESS_KEY_ID={shlex.quote(key['access_key'])}")
+    print(f"export AWS_SECRET_ACCESS_KEY={shlex.quote(key['secret'])}")
+
+
+@account_app.command("add")
+def account_add(
+    name: Annotated[str, typer.Argument(help="What to call it.")],
+    number: Annotated[str, typer.Option("--id", help="Twelve digits (default: chosen).")] = "",
+    as_json: Json = False,
+) -> None:
+    """Make an account, a cloud of its own on the same servers, and its first access key.
+
+    Examples: `haneul account add team-a`, `eval "$(haneul account add ci --id 111122223333)"`
+    """
+    _show_key(_accounts("add", name=name, id=number), as_json)
+
+
+@account_app.command("list")
+def account_list(as_json: Json = False) -> None:
+    """List the accounts with the ids of their keys (secrets are never shown again)."""
+    found = _accounts("list")
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("account", "name", "access keys", "instances")
+    for one in found:
+        table.add_row(one["account"], one["name"], ", ".join(one["access_keys"]), str(one["instances"]))
+    out.print(table)
+
+
+@account_app.command("rotate")
+def account_rotate(
+    account: Annotated[str, typer.Argument(help="Id or name of the account.")], as_json: Json = False
+) -> None:
+    """Make a new access key for an account; all that it had are void at once.
+
+    Example: `haneul account rotate team-a`
+    """
+    _show_key(_accounts("rotate", account=account), as_json)
+
+
+@account_app.command("rm")
+def account_rm(account: Annotated[str, typer.Argument(help="Id or name of the account.")]) -> None:
+    """Remove an account with all that it has. Its instances have to be terminated before."""
+    gone = _accounts("rm", account=account)
+    out.print(f"account {gone['account']} is removed", highlight=False)
 
 
 # --- images -------------------------------------------------------------------------------------------

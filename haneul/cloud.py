@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from haneul.identity import Identity
 from haneul.model.image import CatalogueImage
 from haneul.reconcile.assign import Signer
 from haneul.reconcile.control import Control
-from haneul.services import ec2, iam, ssm, sts
+from haneul.services import accounts, ec2, iam, ssm, sts
 from haneul.services.dispatch import Cloud
 from haneul.services.ec2.instance_views import state_of
 from haneul.store import tables
@@ -108,6 +108,29 @@ class Running:
     agent: Agent
     store: Store
     loop: asyncio.AbstractEventLoop
+    identity: Identity
+    identities: StoredIdentities
+
+    def accounts(self, what: str, arguments: dict[str, str]) -> Any:
+        """`haneul account …`. Raises `CloudError`."""
+        now = time.time()
+        if what == "list":
+            with self.store.read() as tx:
+                return accounts.listed(tx)
+        with self.store.write() as tx:
+            if what == "add":
+                done: Any = asdict(accounts.add(tx, now, arguments["name"], arguments.get("id", "")))
+            elif what == "rotate":
+                key = accounts.rotate(tx, now, arguments["account"])
+                if key.account == self.settings.account:
+                    self.identity.write_credentials(key.access_key, key.secret)
+                done = asdict(key)
+            elif what == "rm":
+                done = {"account": accounts.remove(tx, arguments["account"], self.settings.account)}
+            else:
+                raise CloudError("InvalidAction", f"there is nothing like {what!r} to do with accounts")
+        self.identities.forget()
+        return done
 
     def status(self) -> dict[str, Any]:
         """What `haneul status` shows."""
@@ -215,12 +238,13 @@ async def start(
     agent = Agent(LocalLink(control, SERVER_ID), drivers, SERVER_ID)
     store.on_commit(wake)
     await asyncio.to_thread(control.sweep)
-    running = Running(settings, cloud, control, agent, store, loop)
-    api = Api(cloud, StoredIdentities(store), settings.auth == "open", settings.account, settings.region, time.time)
+    identities = StoredIdentities(store)
+    running = Running(settings, cloud, control, agent, store, loop, identity, identities)
+    api = Api(cloud, identities, settings.auth == "open", settings.account, settings.region, time.time)
     await agent.introduce()
     servers = [(_Server(_uvicorn(make_app(api))), listener)]
     if control_socket is not None:
-        app = make_control(running.status)
+        app = make_control(running.status, running.accounts)
         servers.append((_Server(_uvicorn(app)), _unix(control_socket)))
     tasks = [asyncio.create_task(server.serve(sockets=[one])) for server, one in servers]
     tasks += [asyncio.create_task(agent.run()), asyncio.create_task(_sweeps(control))]

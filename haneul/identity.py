@@ -87,6 +87,9 @@ class Identity:
         access_key, secret = self.credentials.read_text().split()
         return access_key, secret
 
+    def write_credentials(self, access_key: str, secret: str) -> None:
+        write_secret(self.credentials, f"{access_key} {secret}\n".encode())
+
     @functools.cached_property
     def _signing_key(self) -> rsa.RSAPrivateKey:
         key = s.load_pem_private_key((self.directory / "identity.key").read_bytes(), None)

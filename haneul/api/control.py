@@ -1,10 +1,11 @@
 """haneul's own control interface, on a unix socket that only its owner can open.
 
-It is not part of the EC2 API: what only the owner of the server may see, across accounts and regions.
+It is not part of the EC2 API: what only the owner of the server may see and do, across accounts and regions.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,28 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from haneul.errors import CloudError
+
 Status = Callable[[], dict[str, Any]]
+#: (what to do, its arguments) -> what came of it. Raises `CloudError`.
+Act = Callable[[str, dict[str, str]], Any]
 
 
-def make_control(status: Status) -> Starlette:
+def make_control(status: Status, accounts: Act) -> Starlette:
     async def get_status(request: Request) -> JSONResponse:
         return JSONResponse(await to_thread.run_sync(status))
 
-    return Starlette(routes=[Route("/status", get_status, methods=["GET"])])
+    async def post_accounts(request: Request) -> JSONResponse:
+        arguments = json.loads(await request.body())
+        try:
+            done = await to_thread.run_sync(lambda: accounts(request.path_params["what"], arguments))
+        except CloudError as error:
+            return JSONResponse({"error": error.message}, 400)
+        return JSONResponse(done)
+
+    return Starlette(
+        routes=[
+            Route("/status", get_status, methods=["GET"]),
+            Route("/accounts/{what}", post_accounts, methods=["POST"]),
+        ]
+    )

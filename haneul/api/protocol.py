@@ -31,7 +31,7 @@ _MAX_DEPTH = 24
 
 #: Enumerations that haneul does not take from the model: its own families are instance types too, and an
 #: unknown type has an error of its own.
-_OPEN_ENUMS = frozenset({"InstanceType"})
+_OPEN_ENUMS = frozenset({"InstanceType", "AccountAttributeName"})
 _PARAMETERS_OF_EVERY_CALL = frozenset(
     {"Action", "Version", "SignatureVersion", "SignatureMethod", "Timestamp", "AWSAccessKeyId"}
 )
@@ -132,6 +132,8 @@ class _Parser:
     def list(self, shape: ListShape, node: Any, path: str) -> list[Any]:
         if node == "":
             return []
+        if not isinstance(node, dict) and shape.member.type_name not in ("structure", "list"):
+            node = {"1": node}  # libcloud sends a list of one as `KeyName=x`
         if not isinstance(node, dict):
             raise CloudError("InvalidParameterValue", f"The parameter {path} is a list; a value was given.")
         if self.protocol == "query" and set(node) == {"member"}:

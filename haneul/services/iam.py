@@ -19,3 +19,8 @@ def get_instance_profile(ctx: Context, params: Input) -> Output:
 @iam
 def list_instance_profiles(ctx: Context, params: Input) -> Output:
     return {"InstanceProfiles": [], "IsTruncated": False}
+
+
+@iam
+def list_account_aliases(ctx: Context, params: Input) -> Output:
+    return {"AccountAliases": [], "IsTruncated": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from haneul.errors import invalid
 from haneul.services.context import Context, Input, Output, ec2
 from haneul.store import tables
 
@@ -17,6 +18,9 @@ def describe_account_attributes(ctx: Context, params: Input) -> Output:
         "max-elastic-ips": ["0"],
         "vpc-max-elastic-ips": ["0"],
     }
+    for name in params.get("AttributeNames", ()):
+        if name not in values:
+            raise invalid(name[:80], "attributeName", "It is not an attribute of an account.")
     wanted = params.get("AttributeNames") or list(values)
     return {
         "AccountAttributes": [
