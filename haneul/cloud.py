@@ -258,6 +258,7 @@ async def start(
         for task in tasks[len(servers) :]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        api.workers.close()
         await asyncio.to_thread(store.close)
 
 

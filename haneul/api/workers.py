@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-Job = tuple[Callable[[], Any], asyncio.Future[Any], asyncio.AbstractEventLoop]
+Job = tuple[Callable[[], Any], asyncio.Future[Any], asyncio.AbstractEventLoop] | None
 
 
 class Workers:
@@ -35,13 +35,21 @@ class Workers:
         self._jobs.put((work, future, loop))
         return await future
 
+    def close(self) -> None:
+        """Every thread ends after what it is doing."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
     def _serve(self) -> None:
         while True:
             with self._lock:
                 self._idle += 1
-            work, future, loop = self._jobs.get()
+            job = self._jobs.get()
             with self._lock:
                 self._idle -= 1
+            if job is None:
+                return
+            work, future, loop = job
             result, error = None, None
             try:
                 result = work()
@@ -51,7 +59,7 @@ class Workers:
                 loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:  # the loop has been closed meanwhile: nobody waits any more
                 return
-            del work, future, result, error
+            del job, work, future, result, error
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

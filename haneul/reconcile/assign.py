@@ -217,7 +217,7 @@ def _pairs_statement(table: sa.Table, column: str) -> Any:
 
 def _pairs(tx: Transaction, table: sa.Table, column: str, values: list[str]) -> list[tuple[str, int]]:
     """(id, version) of the rows whose `column` is one of `values`, by id."""
-    return [tuple(row) for row in tx.execute(_pairs_statement(table, column), {"among": values})]
+    return [(one, version) for one, version in tx.execute(_pairs_statement(table, column), {"among": values}).all()]
 
 
 def versions_of(tx: Transaction, server_id: str) -> dict[str, int]:

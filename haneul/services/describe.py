@@ -382,7 +382,7 @@ def _light(ctx: Context, listing: Listing, plan: _Plan, wanted: Sequence[str], a
         statement = sa.select(*(table.c[name] for name in columns)).where(*conditions)
         cut = None if plan.rows or plan.views or (wanted and not few) else limit
         found = ctx.tx.execute(statement.order_by(table.c.created, table.c.id).limit(cut))
-    rows = [dict(zip(columns, row, strict=True)) for row in found]
+    rows = [dict(zip(columns, row, strict=True)) for row in found.all()]
     if wanted and not few:
         chosen = set(wanted)
         rows = [row for row in rows if row["id"] in chosen]

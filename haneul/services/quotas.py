@@ -48,10 +48,7 @@ def room_for_instances(ctx: Context, kind: InstanceType, least: int, most: int) 
 
     Raises InstanceLimitExceeded or VcpuLimitExceeded if that is fewer than `least`.
     """
-    instances = tables.instances
-    room = ctx.settings.quota_instances - _count(ctx, instances)  # terminated ones too: an index alone answers
-    if room < most:
-        room = ctx.settings.quota_instances - _count(ctx, instances, instances.c.power != "terminated")
+    room = ctx.settings.quota_instances - _instances_at_most(ctx, most)
     if room < least:
         raise CloudError(
             "InstanceLimitExceeded",
@@ -59,6 +56,30 @@ def room_for_instances(ctx: Context, kind: InstanceType, least: int, most: int) 
             f"{ctx.settings.quota_instances} allows for the specified instance type (setting quota_instances).",
         )
     return min(most, room, room_for_vcpus(ctx, kind, least, most))
+
+
+def _instances_at_most(ctx: Context, further: int) -> int:
+    """An upper bound of the living instances; exact where `further` ones would not fit under it.
+
+    The bound only grows, with every launch, until it has to be exact: then it is counted anew.
+    """
+    usage, scope = tables.usage, {"account": ctx.account, "region": ctx.region}
+    rows = ctx.tx.select(usage, **scope)
+    bound = rows[0]["instances"] if rows else 0
+    if not rows or bound + further > ctx.settings.quota_instances:
+        bound = _count(ctx, tables.instances, tables.instances.c.power != "terminated")
+    if not rows:
+        ctx.tx.insert(usage, **scope, instances=bound + further)
+    else:
+        ctx.tx.execute(_set_usage(), {"wanted": bound + further, "one": ctx.account, "place": ctx.region})
+    return int(bound)
+
+
+@cache
+def _set_usage() -> Any:
+    usage = tables.usage
+    mine = (usage.c.account == sa.bindparam("one")) & (usage.c.region == sa.bindparam("place"))
+    return sa.update(usage).where(mine).values(instances=sa.bindparam("wanted"))
 
 
 def room_for_vcpus(ctx: Context, kind: InstanceType, least: int = 1, most: int = 1) -> int:

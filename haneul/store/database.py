@@ -111,7 +111,7 @@ class Transaction:
 
     def _rows(self, table: Table, statement: Any, parameters: Mapping[str, Any]) -> list[Row]:
         names = _names(table)
-        return [dict(zip(names, row, strict=True)) for row in self._connection.execute(statement, parameters)]
+        return [dict(zip(names, row, strict=True)) for row in self._connection.execute(statement, parameters).all()]
 
     def insert(self, table: Table, **values: Any) -> None:
         self.insert_many(table, [values])
@@ -198,7 +198,6 @@ class Store:
         # SQLite has one writer; waiting on a lock of ours is fair and cheap, its busy handler polls.
         self._writer = threading.Lock()
         self._readers = threading.local()
-        self._opened: list[Connection] = []
 
     def _only_for_us(self) -> None:
         """The file holds secrets. SQLite gives its side files the mode of the database."""
@@ -237,7 +236,6 @@ class Store:
         known: tuple[Connection, Any] | None = getattr(self._readers, "one", None)
         if known is None:
             connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            self._opened.append(connection)
             known = self._readers.one = (connection, connection.connection.dbapi_connection)
         return known
 
@@ -267,6 +265,5 @@ class Store:
         upgrade(self.engine)
 
     def close(self) -> None:
-        for connection in self._opened:
-            connection.close()
+        """Reading threads keep their connections as long as they live: one may be in the middle of it."""
         self.engine.dispose()

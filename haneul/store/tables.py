@@ -92,6 +92,15 @@ revision = Table(
     "revision", metadata, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False)
 )
 
+#: At least as many as an account has: counting thousands of rows for every launch would take longer than the launch.
+usage = Table(
+    "usage",
+    metadata,
+    Column("account", String(12), primary_key=True),
+    Column("region", String(32), primary_key=True),
+    Column("instances", Integer, nullable=False),
+)
+
 client_tokens = Table(
     "client_tokens",
     metadata,

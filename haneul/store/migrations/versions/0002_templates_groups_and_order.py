@@ -85,6 +85,12 @@ def upgrade() -> None:
     op.create_index('ix_instances_reservation', 'instances', ['reservation_id'], unique=False)
     op.create_index('ix_instances_subnet', 'instances', ['subnet_id'], unique=False)
     op.create_index('ix_tags_value', 'tags', ['account', 'region', 'key', 'value'], unique=False)
+    op.create_table('usage',
+    sa.Column('account', sa.String(length=12), nullable=False),
+    sa.Column('region', sa.String(length=32), nullable=False),
+    sa.Column('instances', sa.Integer(), nullable=False),
+    sa.PrimaryKeyConstraint('account', 'region')
+    )
     for name in RESOURCES:
         op.drop_index(f'ix_{name}_scope', table_name=name)
         op.create_index(f'ix_{name}_scope', name, ['account', 'region', 'created', 'id'], unique=False)
