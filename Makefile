@@ -17,10 +17,13 @@ setup: .venv/installed  ## System packages and the virtual environment; nothing 
 	@scripts/packages
 	@scripts/venv $(PYTHON)
 
-test: setup  ## Every test but the slow ones; real guests boot, in a network of their own
+.clients/installed: tests/clients/requirements.lock tests/clients/collection.lock tests/clients/node/package-lock.json
+	@scripts/clients $(PYTHON)
+
+test: setup .clients/installed  ## Every test but the slow ones; real guests boot, in a network of their own
 	$(SUDO) scripts/test tests -m "not slow"
 
-test-slow: setup  ## What needs longer
+test-slow: setup .clients/installed  ## What needs longer
 	$(SUDO) scripts/test tests -m slow
 
 check: .venv/installed  ## Linters, types and the direction of imports
@@ -36,8 +39,9 @@ format: .venv/installed
 docs: .venv/installed  ## The table of operations
 	$(BIN)/python scripts/operations
 
-lock: .venv/installed  ## Choose versions anew and write requirements.lock
+lock: .venv/installed  ## Choose versions anew and write the lock files
+	$(BIN)/uv pip compile -q --upgrade --python-version 3.11 tests/clients/requirements.in --generate-hashes --universal --no-header -o tests/clients/requirements.lock
 	$(BIN)/uv pip compile -q --upgrade --group dev --group lock pyproject.toml --generate-hashes --universal --no-header -o requirements.lock
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .clients build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -36,6 +36,7 @@ IMPAIRED_AFTER = 600.0
 
 
 MACHINES_AT_ONCE = 50
+CHECKS_AT_ONCE = 50
 
 
 def _pause(cpu: float) -> float:
@@ -78,6 +79,7 @@ class Agent:
     _problems: list[str] = field(default_factory=list)
     _reports: dict[str, tuple[MachineSpec, MachineReport]] = field(default_factory=dict)
     _settled: dict[str, tuple[MachineSpec, MachineReport | None]] = field(default_factory=dict)
+    _may_ask: float = 0
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -175,6 +177,8 @@ class Agent:
 
     async def _machines(self, assignment: Assignment, seen: dict[str, MachineReport]) -> list[MachineReport]:
         """Every machine as it should be; those that are so already cost one comparison."""
+        # All guests are asked again in one period, but not all in the same pass.
+        self._may_ask = max(CHECKS_AT_ONCE, len(assignment.machines) * PERIOD // REACHABLE_PERIOD + 1)
         due = [spec for spec in assignment.machines if not self._is_settled(spec, seen)]
         for start in range(0, len(due), MACHINES_AT_ONCE):
             some = due[start : start + MACHINES_AT_ONCE]
@@ -187,7 +191,8 @@ class Agent:
         """This very value was made so, nothing is on its way, and the machine is still as it was reported."""
         now = seen.get(spec.instance_id)
         health = self._health.get(spec.instance_id)
-        if health is not None and time.monotonic() - health.asked >= REACHABLE_PERIOD:
+        if health is not None and self._may_ask > 0 and time.monotonic() - health.asked >= REACHABLE_PERIOD:
+            self._may_ask -= 1
             return False
         known = self._settled.get(spec.instance_id)
         if known is not None and known[0] is spec and known[1] is now:

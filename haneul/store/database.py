@@ -207,6 +207,11 @@ class Store:
             for one in Path(path).parent.glob(f"{Path(path).name}*"):
                 one.chmod(0o600)
 
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether a read waits for nothing: SQLite's file is here, and with WAL no writer holds a reader up."""
+        return self._sqlite
+
     @staticmethod
     def embedded(path: Path) -> Store:
         return Store(f"sqlite:///{path}")
