@@ -157,7 +157,9 @@ def _wait(process: subprocess.Popen[bytes], port: int) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise pytest.UsageError("haneul did not start; its message is above")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as one:
+            one.request("GET", "/")
+            one.getresponse()
             return
         time.sleep(0.02)
     raise pytest.UsageError(f"haneul does not answer on port {port}")
