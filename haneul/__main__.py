@@ -11,6 +11,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -282,6 +283,9 @@ def _tune() -> None:
     m_arena_max, libc = -8, ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(m_arena_max, 2)
+    # Every connection is a descriptor, and so is much of what a machine has.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # Most objects live as long as their instance; looking through all of them often finds nothing.
     gc.set_threshold(20000, 20, 50)
 

@@ -20,6 +20,7 @@ from haneul.agent.agent import Agent, Drivers
 from haneul.agent.link import LocalLink
 from haneul.api.app import Api, Key, make_app
 from haneul.api.control import make_control
+from haneul.api.http import BoundedHttp
 from haneul.api.protocol import KeptForms
 from haneul.config import Settings
 from haneul.drivers.interface import Console, DriverError, Screenshotter
@@ -36,6 +37,8 @@ from haneul.store.database import Store
 
 log = logging.getLogger(__name__)
 SERVER_ID = "server-1"
+#: More are answered 503, which SDKs try again.
+MAX_CONNECTIONS = 4096
 SWEEP_SECONDS = 5.0
 _OPERATIONS = (ec2, iam, ssm, sts)  # importing them fills the table of operations
 
@@ -267,7 +270,9 @@ def _uvicorn(app: Any) -> uvicorn.Config:
         app,
         log_config=None,
         access_log=False,
-        http="httptools",
+        http=BoundedHttp,
+        ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
         server_header=False,
         proxy_headers=False,
         lifespan="off",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import logging
 import re
@@ -23,6 +24,7 @@ from haneul.services.context import Caller, Input, Output, is_read
 log = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
+BODY_SECONDS = 60.0
 MAX_PARAMETERS = 20000
 WORKERS = 24
 #: Version of a query API -> the service that unsigned requests with it mean.
@@ -137,6 +139,14 @@ async def read_parameters(call: Call) -> None:
 
 
 async def _read_body(request: HttpRequest) -> bytes:
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _whole_body(request)
+    except TimeoutError:
+        raise CloudError("RequestTimeout", f"The request did not come within {BODY_SECONDS:.0f} seconds.") from None
+
+
+async def _whole_body(request: HttpRequest) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:

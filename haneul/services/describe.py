@@ -98,7 +98,8 @@ def _tag_values(name: str) -> Callable[[Item], Iterable[str]] | None:
 def documented_filters(operation: str) -> frozenset[str]:
     """The filters that the model's documentation names for an operation."""
     model = service_model("ec2").operation_model(operation)
-    text = model.input_shape.members["Filters"].documentation
+    members = model.input_shape.members
+    text = (members.get("Filters") or members["Filter"]).documentation
     return frozenset(re.findall(r"<li> ?<p> ?<code>([a-zA-Z0-9.-]+)</code>", text))
 
 

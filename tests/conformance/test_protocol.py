@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import random
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import botocore.parsers
 import botocore.serialize
 import pytest
-from botocore.model import Shape
 
 from haneul.api import protocol
 from haneul.errors import CloudError
+from tests.conformance import generate
 
 SERVICES = ["ec2", "sts"]
-TIME = dt.datetime(2026, 1, 31, 12, 0, 0, tzinfo=dt.UTC)
-
-
-def sample(shape: Any, depth: int = 0) -> Any:
-    """A value for every member, two for every list."""
-    kind = shape.type_name
-    if kind == "structure":
-        if depth > 6:
-            return {}
-        return {name: sample(member, depth + 1) for name, member in shape.members.items()}
-    if kind == "list":
-        return [sample(shape.member, depth + 1) for _ in range(2)] if depth <= 6 else []
-    if kind == "map":
-        return {}
-    values: dict[str, Any] = {
-        "string": (getattr(shape, "enum", None) or ["a <&> 'text' \" é\n"])[0],
-        "integer": shape.metadata.get("min", 7),
-        "long": shape.metadata.get("min", 1 << 40),
-        "boolean": True,
-        "float": 1.5,
-        "double": 2.5,
-        "timestamp": TIME,
-        "blob": b"\x00bytes\xff",
-    }
-    return values[kind]
+#: One with every member of the shape, the others with some.
+SAMPLES = 3
 
 
 def operations() -> list[tuple[str, str]]:
@@ -56,37 +34,41 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def test_every_operation_goes_round_in_both_directions() -> None:
+def test_every_operation_goes_round_in_both_directions(record_tally: Callable[[str], None]) -> None:
     tried, failed = 0, []
     for service, name in operations():
-        model = protocol.service_model(service)
+        kind = protocol.service_model(service).protocol
         operation = protocol.operation_model(service, name)
-        tried += 2
-        if _requests_differ(model.protocol, service, operation):
-            failed.append(f"{name} request")
-        if _answers_differ(model.protocol, service, operation):
-            failed.append(f"{name} answer")
-    print(f"{tried} round trips, {len(failed)} failures")
+        for number in range(SAMPLES):
+            rng = random.Random(f"{name} {number}")
+            tried += 3
+            for method in ("POST", "GET"):
+                if _requests_differ(kind, service, operation, method, _sample(operation.input_shape, rng, number)):
+                    failed.append(f"{name} {method} request, sample {number}")
+            if _answers_differ(kind, service, operation, _sample(operation.output_shape, rng, number)):
+                failed.append(f"{name} answer, sample {number}")
+    record_tally(f"round trips: {len(operations())} operations, {tried} trips (POST, GET, answer), {len(failed)} failures")
     assert not failed, failed[:20]
 
 
-def _requests_differ(kind: str, service: str, operation: Any) -> bool:
-    shape: Shape | None = operation.input_shape
-    wanted = sample(shape) if shape is not None else {}
-    sent = botocore.serialize.create_serializer(kind, include_validation=False).serialize_to_request(wanted, operation)[
-        "body"
-    ]
-    body = urlencode(sent) if isinstance(sent, dict) else sent.decode()
-    got = protocol.parse(service, operation, parse_qsl(body, keep_blank_values=True))
+def _sample(shape: Any, rng: random.Random, number: int) -> Any:
+    return generate.value(shape, rng, every=number == 0) if shape is not None else {}
+
+
+def _requests_differ(kind: str, service: str, operation: Any, method: str, wanted: Any) -> bool:
+    serializer = botocore.serialize.create_serializer(kind, include_validation=False)
+    sent = serializer.serialize_to_request(wanted, operation)["body"]
+    text = urlencode(sent) if isinstance(sent, dict) else sent.decode()
+    # A GET carries the same parameters in its query string; libcloud sends all of its requests so.
+    received = text if method == "POST" else urlsplit(f"http://127.0.0.1/?{text}").query
+    got = protocol.parse(service, operation, parse_qsl(received, keep_blank_values=True))
     return bool(_plain(got) != _plain(wanted))
 
 
-def _answers_differ(kind: str, service: str, operation: Any) -> bool:
-    shape = operation.output_shape
-    wanted = sample(shape) if shape is not None else {}
+def _answers_differ(kind: str, service: str, operation: Any, wanted: Any) -> bool:
     body = protocol.serialise(service, operation, wanted, "11111111-2222-3333-4444-555555555555")
     answer = {"body": body, "headers": {}, "status_code": 200}
-    got = botocore.parsers.create_parser(kind).parse(answer, shape)
+    got = botocore.parsers.create_parser(kind).parse(answer, operation.output_shape)
     assert got.pop("ResponseMetadata")["RequestId"] == "11111111-2222-3333-4444-555555555555"
     return bool(_plain(got) != _plain(wanted))
 
