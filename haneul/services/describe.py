@@ -182,8 +182,8 @@ def _decode_token(ctx: Context, token: str) -> str:
     try:
         if len(token) > MAX_TOKEN:
             raise ValueError
-        last, signature = json.loads(base64.urlsafe_b64decode(token.encode()))
-        if isinstance(last, str) and hmac.compare_digest(signature, _sign(ctx, last)):
+        last, _ = json.loads(base64.urlsafe_b64decode(token.encode()))
+        if isinstance(last, str) and hmac.compare_digest(token.encode(), _encode_token(ctx, last).encode()):
             return last
     except (ValueError, TypeError, RecursionError):
         pass

@@ -10,7 +10,7 @@ from haneul.errors import CloudError, invalid, missing
 from haneul.model.instance_types import instance_types
 from haneul.services import saved
 from haneul.services.context import Context, Input, Output, ec2, moment
-from haneul.services.describe import Listing, describe
+from haneul.services.describe import Listing, describe, matching
 from haneul.services.ec2 import instances, launch, launch_templates, tags
 from haneul.store import tables
 from haneul.store.database import Row
@@ -174,7 +174,7 @@ _FLEETS = Listing(
 def describe_fleets(ctx: Context, params: Input) -> Output:
     """Fleets of the type instant are shown only when they are named, as on EC2."""
     if not params.get("FleetIds"):
-        return {"Fleets": []}
+        return {"Fleets": matching(ctx, params, [], _FLEETS.paths)}
     return describe(ctx, params, _FLEETS, "Fleets")
 
 
