@@ -264,16 +264,20 @@ def _from_json(shape: Shape, value: Any, path: str) -> Any:
 
 Write = Callable[[Any, list[str]], None]
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_SPECIAL = re.compile("[&<>\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def escape(text: str) -> str:
     """Text for XML; characters that XML 1.0 cannot hold at all become U+FFFD."""
+    if not _SPECIAL.search(text):
+        return text
     text = _NOT_XML.sub("\ufffd", text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\r", "&#xD;")
 
 
 def format_time(time: dt.datetime) -> str:
-    return time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{time.microsecond // 1000:03d}Z"
+    utc = time if time.tzinfo is dt.UTC else time.astimezone(dt.UTC)
+    return utc.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def _text_of(shape: Shape) -> Callable[[Any], str]:

@@ -39,9 +39,12 @@ _NAMESPACE = uuid.UUID("6f0f4f6e-0c1e-4c57-9a9f-0a7d2a3b6c11")
 
 @dataclass(frozen=True)
 class Signer:
-    """`sign` gives the signed forms of an identity document by name; `ssh_key` is haneul's own public key."""
+    """`sign` gives the signed forms of an identity document by name; `ssh_key` is haneul's own public key.
 
-    sign: Callable[[str], Mapping[str, str]]
+    `sign` is None where there are no guests who could read documents: then none are made.
+    """
+
+    sign: Callable[[str], Mapping[str, str]] | None
     ssh_key: str
 
 
@@ -333,13 +336,17 @@ def _devices(root: str, others: list[str]) -> dict[str, str]:
     return found | {f"ebs{number}": device for number, device in enumerate(sorted(others), 1)}
 
 
-def _metadata(world: _World, row: Row, signer: Signer) -> MetadataSpec:
-    facts = _facts(world, row)
-    options: dict[str, Any] = row["metadata_options"]
+def _tree(facts: metadata.Facts, sign: Callable[[str], Mapping[str, str]]) -> dict[str, str]:
+    """Everything below `/latest/` but keys, tags and user data."""
     document = metadata.identity_document(facts)
     tree = {sys.intern(f"meta-data/{path}"): text for path, text in metadata.tree(facts).items()}
     tree["dynamic/instance-identity/document"] = document
-    tree |= {f"dynamic/instance-identity/{name}": text for name, text in signer.sign(document).items()}
+    return tree | {f"dynamic/instance-identity/{name}": text for name, text in sign(document).items()}
+
+
+def _metadata(world: _World, row: Row, signer: Signer) -> MetadataSpec:
+    options: dict[str, Any] = row["metadata_options"]
+    tree = _tree(_facts(world, row), signer.sign) if signer.sign is not None else {}
     keys = ((row["key_name"], row["public_key"]),) if row["key_name"] else ()
     shown_tags = {}
     if options["InstanceMetadataTags"] == "enabled":

@@ -269,6 +269,9 @@ NOTHING = [
     "describe_reserved_instances", "describe_reserved_instances_offerings", "describe_spot_instance_requests",
     "describe_spot_price_history", "describe_spot_fleet_requests", "describe_hosts", "describe_addresses",
     "describe_capacity_reservations", "describe_nat_gateways", "describe_iam_instance_profile_associations",
+    "describe_elastic_gpus", "describe_host_reservation_offerings", "describe_host_reservations",
+    "describe_reserved_instances_listings", "describe_reserved_instances_modifications", "describe_scheduled_instances",
+    "describe_volumes_modifications", "describe_vpc_endpoints", "describe_vpc_peering_connections", "describe_vpn_gateways",
 ]  # fmt: skip
 
 
@@ -295,6 +298,8 @@ def test_iam_has_no_profiles(fake: FakeCloud) -> None:
     with pytest.raises(ClientError, match="NoSuchEntity") as error:
         fake.client("iam").get_instance_profile(InstanceProfileName="web")
     assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 404
+    assert fake.client("iam").list_instance_profiles()["InstanceProfiles"] == []
+    assert fake.client("iam").list_account_aliases()["AccountAliases"] == []
     with refused("UnsupportedOperation"):
         fake.client("iam").list_users()
 
