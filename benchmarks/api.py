@@ -194,7 +194,9 @@ def _image(server: Server) -> str:
 
 
 def _subnets(server: Server) -> list[str]:
-    return [one.decode() for one in re.findall(rb"<subnetId>(subnet-[0-9a-f]+)</subnetId>", server.call("DescribeSubnets"))]
+    return [
+        one.decode() for one in re.findall(rb"<subnetId>(subnet-[0-9a-f]+)</subnetId>", server.call("DescribeSubnets"))
+    ]
 
 
 def _launch(server: Server, image: str, subnet: str, count: int) -> list[str]:
@@ -331,7 +333,9 @@ def main() -> None:
             results[name] = measure(server, sizes)
     if "moto" in results:
         results["describe_all_ratio"] = {
-            str(size): round(results["moto"][str(size)]["describe_all_s"] / results["haneul"][str(size)]["describe_all_s"], 1)
+            str(size): round(
+                results["moto"][str(size)]["describe_all_s"] / results["haneul"][str(size)]["describe_all_s"], 1
+            )
             for size in sizes
         }
     print(json.dumps(results))

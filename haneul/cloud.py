@@ -234,7 +234,9 @@ async def start(
             loop.call_soon_threadsafe(agent.wake)
 
     drivers = make_drivers(wake)
-    cloud = Cloud(store, settings, LocalAsk(drivers, loop), time.time, identity.secret, forms=KeptForms(settings.forms_mib << 20))
+    cloud = Cloud(
+        store, settings, LocalAsk(drivers, loop), time.time, identity.secret, forms=KeptForms(settings.forms_mib << 20)
+    )
     # Fake machines have nobody inside who could read documents, and making them is most of what a launch costs.
     signer = Signer(identity.sign if settings.drivers != "fake" else None, identity.ssh_public)
     control = Control(store, settings, signer, time.time, catalogue)

@@ -137,7 +137,11 @@ def haneul_cloud(request: pytest.FixtureRequest) -> Iterator[_Cloud]:
         if real:
             name = str(request.config.getoption("--haneul-image"))
             _command(["image", "build", name], environment)
-            image = next(one["image_id"] for one in json.loads(_command(["image", "list", "--json"], environment)) if one["disk"] == name)
+            image = next(
+                one["image_id"]
+                for one in json.loads(_command(["image", "list", "--json"], environment))
+                if one["disk"] == name
+            )
         process = subprocess.Popen([sys.executable, "-m", "haneul", "up"], env=environment, stdout=subprocess.DEVNULL)
         try:
             _wait(process, port)
@@ -157,7 +161,10 @@ def _wait(process: subprocess.Popen[bytes], port: int) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise pytest.UsageError("haneul did not start; its message is above")
-        with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as one:
+        with (
+            contextlib.suppress(OSError),
+            contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as one,
+        ):
             one.request("GET", "/")
             one.getresponse()
             return

@@ -17,5 +17,5 @@ def test_tests_do_not_see_each_other(haneul):
 
 
 def test_what_aws_would_refuse(haneul):
-    with pytest.raises(haneul.ec2.exceptions.ClientError, match="InvalidAMIID.Malformed"):
+    with pytest.raises(haneul.ec2.exceptions.ClientError, match=r"InvalidAMIID\.Malformed"):
         fleet.scale("web", "ami-nonsense", 1)

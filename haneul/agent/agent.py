@@ -208,7 +208,11 @@ class Agent:
             return False
         if spec.power == "running" and report.power == "running":
             answered = health is not None and health.answered
-            return bool(answered or not spec.nics) and now is not None and replace(now, reachable=report.reachable) == report
+            return (
+                bool(answered or not spec.nics)
+                and now is not None
+                and replace(now, reachable=report.reachable) == report
+            )
         if report.power not in ("off", "absent") or report.cause == "launch-failed":
             return False
         return report.power == "absent" if now is None else now == report

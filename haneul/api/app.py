@@ -18,6 +18,7 @@ from haneul import __version__
 from haneul.api import protocol, signature
 from haneul.api.workers import Workers
 from haneul.errors import CloudError
+from haneul.model.aws import service_model
 from haneul.model.region import is_region
 from haneul.services.context import Caller, Input, Output, is_read
 
@@ -246,7 +247,7 @@ async def parse_input(call: Call) -> None:
     if call.target:
         call.params = protocol.parse_json(call.operation, call.body)
         return
-    if protocol.service_model(call.service).protocol == "json":
+    if service_model(call.service).protocol == "json":
         raise CloudError("InvalidAction", f"The service {call.service} speaks JSON: give X-Amz-Target.")
     parameters = [(name, value) for name, value in call.parameters if not name.startswith("X-Amz-")]
     call.params = protocol.parse(call.service, call.operation, parameters)

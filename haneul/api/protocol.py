@@ -239,22 +239,23 @@ _JSON_KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _from_json(shape: Shape, value: Any, path: str) -> Any:
+def _from_json(shape: Any, value: Any, path: str) -> Any:
     kind = shape.type_name
-    if not isinstance(value, _JSON_KINDS[kind]) or (isinstance(value, bool) and kind != "boolean"):
+    fits: bool = isinstance(value, _JSON_KINDS[kind])
+    if not fits or (isinstance(value, bool) and kind != "boolean"):
         raise CloudError("SerializationException", f"{path or 'The body'} is not a {kind}.")
     if kind == "structure":
         found = {
             name: _from_json(member, value[name], f"{path}.{name}".lstrip("."))
-            for name, member in typing.cast(StructureShape, shape).members.items()
+            for name, member in shape.members.items()
             if value.get(name) is not None
         }
-        for required in typing.cast(StructureShape, shape).required_members:
+        for required in shape.required_members:
             if required not in found:
                 raise CloudError("ValidationException", f"The member {f'{path}.{required}'.lstrip('.')} is required.")
         return found
     if kind == "list":
-        return [_from_json(typing.cast(ListShape, shape).member, one, path) for one in value]
+        return [_from_json(shape.member, one, path) for one in value]
     if kind == "map":
         return {str(name): _from_json(shape.value, one, path) for name, one in value.items()}
     return _scalar(shape, value, path) if isinstance(value, str) else value

@@ -10,7 +10,8 @@ from botocore.model import ServiceModel
 
 @cache
 def session() -> botocore.session.Session:
-    return botocore.session.get_session()
+    found: botocore.session.Session = botocore.session.get_session()
+    return found
 
 
 @cache

@@ -141,7 +141,7 @@ class Assigner:
     def _known_instances(self, tx: Transaction) -> dict[str, _Instance]:
         versions = dict(_pairs(tx, tables.instances, "server_id", [self._server_id]))
         stale = [one for one, version in versions.items() if _version(self._instances.get(one)) != version]
-        made = {}
+        made: dict[str, _Instance] = {}
         for start in range(0, len(stale), CHUNK):
             world = _read(tx, stale[start : start + CHUNK])
             made |= {row["id"]: self._instance(world, row) for row in world.instances}

@@ -14,7 +14,6 @@ from haneul.config import Settings
 from haneul.errors import CloudError
 from haneul.model.aws import service_model
 from haneul.model.ids import NewId
-from haneul.store import tables
 from haneul.store.database import Row, Transaction
 
 Input = dict[str, Any]

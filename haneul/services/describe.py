@@ -24,7 +24,7 @@ from sqlalchemy import Column, Table
 from haneul.errors import CloudError, combination, malformed, not_found
 from haneul.model.aws import service_model
 from haneul.model.ids import is_id
-from haneul.services.context import Context, Form, Input, Output
+from haneul.services.context import Context, Input, Output
 from haneul.store import tables
 from haneul.store.database import IN_CHUNK, Row
 
@@ -197,7 +197,10 @@ def _page_size(params: Input, ids: str, least: int) -> int | None:
         return MAX_PAGE if params.get("NextToken") else None
     if ids and params.get(ids):
         raise combination(f"The parameter {ids} cannot be used with the parameter maxResults")
-    for wrong, bound in ((most < least, f"greater than or equal to {least}"), (most > MAX_PAGE, f"less than or equal to {MAX_PAGE}")):
+    for wrong, bound in (
+        (most < least, f"greater than or equal to {least}"),
+        (most > MAX_PAGE, f"less than or equal to {MAX_PAGE}"),
+    ):
         if wrong:
             raise CloudError(
                 "InvalidParameterValue",
@@ -351,7 +354,9 @@ def _tagged(ctx: Context, name: str, values: Sequence[str]) -> list[str]:
 def _related(ctx: Context, one: Related, values: Sequence[str]) -> list[str]:
     where = [one.names != "", *_own(ctx, one.names.table)]
     if _is_exact(values) and isinstance(one.value.type, sa.String):
-        return list(ctx.tx.execute(sa.select(one.names).where(*where, one.value.in_([v for v in values if v]))).scalars())
+        return list(
+            ctx.tx.execute(sa.select(one.names).where(*where, one.value.in_([v for v in values if v]))).scalars()
+        )
     matches = _any_of(values)
     found = ctx.tx.execute(sa.select(one.names, one.value).where(*where, one.value.is_not(None)))
     return [owner for owner, value in found if any(map(matches, one.texts(value)))]
@@ -365,7 +370,9 @@ def _light_by_ids(table: Table, columns: tuple[str, ...], one: bool) -> Any:
     return sa.select(*(table.c[name] for name in columns)).where(among, *own).order_by(table.c.created, table.c.id)
 
 
-def _light(ctx: Context, listing: Listing, plan: _Plan, wanted: Sequence[str], after: str, limit: int | None) -> list[Row]:
+def _light(
+    ctx: Context, listing: Listing, plan: _Plan, wanted: Sequence[str], after: str, limit: int | None
+) -> list[Row]:
     """The candidates in order, with no more columns than are needed to choose among them."""
     table = listing.table
     columns = tuple(dict.fromkeys(("id", "version", "created", *listing.light, *sorted(plan.columns))))
@@ -408,7 +415,9 @@ def forms(ctx: Context, listing: Listing, rows: Sequence[Row]) -> list[Any]:
     return [found[row["id"]] for row in rows]
 
 
-def _seen(ctx: Context, listing: Listing, rows: Sequence[Row], plan: _Plan, enough: int | None) -> list[tuple[Row, Any]]:
+def _seen(
+    ctx: Context, listing: Listing, rows: Sequence[Row], plan: _Plan, enough: int | None
+) -> list[tuple[Row, Any]]:
     """Those whose views meet the filters that need a view; no more than are `enough`."""
     found: list[tuple[Row, Any]] = []
     for start in range(0, len(rows), IN_CHUNK):
@@ -462,7 +471,11 @@ def _check_form(listing: Listing, ids: Sequence[str]) -> None:
 def _refuse_unknown(listing: Listing, wanted: Sequence[str], known: set[str]) -> None:
     unknown = [one for one in wanted if one not in known]
     if unknown:
-        raise listing.unknown(unknown) if listing.unknown else not_found(f"{listing.code}.NotFound", listing.what, unknown)
+        raise (
+            listing.unknown(unknown)
+            if listing.unknown
+            else not_found(f"{listing.code}.NotFound", listing.what, unknown)
+        )
 
 
 def _require_all(ctx: Context, listing: Listing, wanted: Sequence[str]) -> None:

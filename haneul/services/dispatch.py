@@ -106,9 +106,7 @@ class Cloud:
             first: Output = saved.loads(known[0]["result"])
             return first
         result = _now(operation(ctx, params))
-        ctx.tx.insert(
-            tables.client_tokens, **scope, parameters=digest, result=saved.dumps(result), created=ctx.now
-        )
+        ctx.tx.insert(tables.client_tokens, **scope, parameters=digest, result=saved.dumps(result), created=ctx.now)
         return result
 
     def _ensure_scope(self, caller: Caller) -> None:

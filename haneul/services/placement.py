@@ -50,9 +50,7 @@ def why_not(server: Row, wanted: Need, settings: Settings) -> str:
     return ""
 
 
-def choose(
-    servers: Iterable[Row], wanted: Need, settings: Settings, refused: Mapping[str, str] | None = None
-) -> Row:
+def choose(servers: Iterable[Row], wanted: Need, settings: Settings, refused: Mapping[str, str] | None = None) -> Row:
     """The fitting server with most free memory. Raises InsufficientInstanceCapacity.
 
     `refused` are servers that something else rules out, and why.
@@ -84,8 +82,10 @@ def _take_room() -> Any:
         & (table.c.reserved_memory_mib + memory <= table.c.memory_mib)
         & (table.c.reserved_vcpus + vcpus <= table.c.vcpus)
     )
-    return sa.update(table).where(room).values(
-        reserved_memory_mib=table.c.reserved_memory_mib + memory, reserved_vcpus=table.c.reserved_vcpus + vcpus
+    return (
+        sa.update(table)
+        .where(room)
+        .values(reserved_memory_mib=table.c.reserved_memory_mib + memory, reserved_vcpus=table.c.reserved_vcpus + vcpus)
     )
 
 

@@ -50,7 +50,7 @@ def _select_among(table: Table, column: str, names: tuple[str, ...]) -> Any:
 
 @cache
 def _update(table: Table, names: tuple[str, ...]) -> Any:
-    values = {name: sa.bindparam(f"new_{name}") for name in names}
+    values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in names}
     return sa.update(table).where(table.c.id == sa.bindparam("key")).values(version=table.c.version + 1, **values)
 
 

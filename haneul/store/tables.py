@@ -7,6 +7,8 @@ from agents' reports only, all others by the EC2 operations and the reconciler.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -321,13 +323,14 @@ placement_groups = _resource(
 fleets = _resource("fleets", _text("kind"), _text("request"), _text("answer"))
 
 
-
-def whole(table: Table, values: Mapping[str, object]) -> dict[str, object]:
+def whole(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
     """A row as it will be read: `values`, and the defaults of the columns that they leave out."""
-    return {
-        column.name: values[column.name] if column.name in values else (column.default.arg if column.default else None)  # type: ignore[attr-defined]
-        for column in table.columns
-    }
+    return _defaults(table) | values
+
+
+@cache
+def _defaults(table: Table) -> dict[str, Any]:
+    return {column.name: getattr(column.default, "arg", None) for column in table.columns}
 
 
 #: Parts of a resource -> (the column that names the resource, its table): what changes a part changes what a

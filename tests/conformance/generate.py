@@ -24,15 +24,15 @@ def value(
         count = 2 if every else rng.choice((1, 2, 3, 12) if needed else (0, 1, 2, 3, 12))
         if depth > 7 and not needed:
             return []
-        return [value(shape.member, rng, every=every, depth=depth + 1, needed=needed, texts=texts) for _ in range(count)]
+        return [
+            value(shape.member, rng, every=every, depth=depth + 1, needed=needed, texts=texts) for _ in range(count)
+        ]
     if kind == "map":
         return {}
     return _scalar(shape, rng, texts)
 
 
-def _structure(
-    shape: Any, rng: random.Random, every: bool, depth: int, needed: bool, texts: Sequence[str]
-) -> Any:
+def _structure(shape: Any, rng: random.Random, every: bool, depth: int, needed: bool, texts: Sequence[str]) -> Any:
     names = list(shape.members) if depth <= 7 else list(shape.required_members)
     if not every and not (needed and not shape.required_members):
         names = [name for name in names if name in shape.required_members or rng.random() < 0.3]

@@ -21,7 +21,11 @@ from tests.conformance.test_instances import AMI, get, refused, run, wait
 
 def _client(endpoint: str, key: dict[str, str], service: str = "ec2") -> Any:
     return boto3.client(
-        service, region_name="us-east-1", endpoint_url=endpoint, aws_access_key_id=key["access_key"], aws_secret_access_key=key["secret"]
+        service,
+        region_name="us-east-1",
+        endpoint_url=endpoint,
+        aws_access_key_id=key["access_key"],
+        aws_secret_access_key=key["secret"],
     )
 
 
@@ -41,7 +45,9 @@ def haneul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     environment |= {"HANEUL_DATA": str(data), "HANEUL_PORT": str(port), "HANEUL_DRIVERS": "fake"}
 
     def command(*arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([sys.executable, "-m", "haneul", *arguments], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "haneul", *arguments], env=environment, capture_output=True, text=True, check=False
+        )
         assert (done.returncode == 0) == ok, done.stderr
         return done
 
@@ -147,7 +153,9 @@ def test_quotas(start_cloud: Callable[..., FakeCloud]) -> None:
         ec2.create_security_group(GroupName="g3", Description="d")
     with refused("SecurityGroupsPerInterfaceLimitExceeded"):
         ec2.modify_instance_attribute(InstanceId=ids[0], Groups=[group, second])
-    rules = [{"IpProtocol": "tcp", "FromPort": n, "ToPort": n, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]} for n in range(3)]
+    rules = [
+        {"IpProtocol": "tcp", "FromPort": n, "ToPort": n, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]} for n in range(3)
+    ]
     with refused("RulesPerSecurityGroupLimitExceeded"):
         ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=rules)
     ec2.create_tags(Resources=[group], Tags=[{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "1"}])
@@ -162,7 +170,9 @@ def test_quotas(start_cloud: Callable[..., FakeCloud]) -> None:
 
 
 def test_account_attributes(ec2: Any) -> None:
-    found = ec2.describe_account_attributes(AttributeNames=["max-instances", "supported-platforms"])["AccountAttributes"]
+    found = ec2.describe_account_attributes(AttributeNames=["max-instances", "supported-platforms"])[
+        "AccountAttributes"
+    ]
     assert {one["AttributeName"]: one["AttributeValues"][0]["AttributeValue"] for one in found} == {
         "max-instances": "20000", "supported-platforms": "VPC",
     }  # fmt: skip
@@ -201,7 +211,9 @@ def test_sharing_an_image(two: tuple[Any, Any, str]) -> None:
     owner.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": "2" * 12}]})
     assert _images(other) == [image] and _images(other, ExecutableUsers=["self"]) == [image]
     assert _images(owner, ExecutableUsers=["2" * 12]) == [image]
-    assert owner.describe_image_attribute(ImageId=image, Attribute="launchPermission")["LaunchPermissions"] == [{"UserId": "2" * 12}]
+    assert owner.describe_image_attribute(ImageId=image, Attribute="launchPermission")["LaunchPermissions"] == [
+        {"UserId": "2" * 12}
+    ]
     with refused("AuthFailure"):
         other.describe_image_attribute(ImageId=image, Attribute="launchPermission")
     with refused("AuthFailure"):
@@ -209,7 +221,9 @@ def test_sharing_an_image(two: tuple[Any, Any, str]) -> None:
     with refused("AuthFailure"):
         other.deregister_image(ImageId=image)
     run(other, ImageId=image)
-    owner.modify_image_attribute(ImageId=image, Attribute="launchPermission", OperationType="remove", UserIds=["2" * 12])
+    owner.modify_image_attribute(
+        ImageId=image, Attribute="launchPermission", OperationType="remove", UserIds=["2" * 12]
+    )
     assert _images(other) == []
     owner.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}]})
     assert _images(other) == [image] and _images(other, ExecutableUsers=["all"]) == [image]
@@ -227,22 +241,32 @@ def test_sharing_an_image(two: tuple[Any, Any, str]) -> None:
 
 
 def test_monitoring_and_credits(ec2: Any) -> None:
-    one, = run(ec2, CreditSpecification={"CpuCredits": "standard"})
-    big, = run(ec2, InstanceType="m5.large")
+    (one,) = run(ec2, CreditSpecification={"CpuCredits": "standard"})
+    (big,) = run(ec2, InstanceType="m5.large")
     assert ec2.monitor_instances(InstanceIds=[one])["InstanceMonitorings"][0]["Monitoring"]["State"] == "pending"
     assert get(ec2, one)["Monitoring"]["State"] == "enabled"
     ec2.unmonitor_instances(InstanceIds=[one])
     assert get(ec2, one)["Monitoring"]["State"] == "disabled"
 
     def credit(ident: str) -> str:
-        return str(ec2.describe_instance_credit_specifications(InstanceIds=[ident])["InstanceCreditSpecifications"][0]["CpuCredits"])
+        return str(
+            ec2.describe_instance_credit_specifications(InstanceIds=[ident])["InstanceCreditSpecifications"][0][
+                "CpuCredits"
+            ]
+        )
 
     assert credit(one) == "standard"
     answer = ec2.modify_instance_credit_specification(
-        InstanceCreditSpecifications=[{"InstanceId": one, "CpuCredits": "unlimited"}, {"InstanceId": big, "CpuCredits": "unlimited"}]
+        InstanceCreditSpecifications=[
+            {"InstanceId": one, "CpuCredits": "unlimited"},
+            {"InstanceId": big, "CpuCredits": "unlimited"},
+        ]
     )
     assert [ok["InstanceId"] for ok in answer["SuccessfulInstanceCreditSpecifications"]] == [one]
-    assert answer["UnsuccessfulInstanceCreditSpecifications"][0]["Error"]["Code"] == "InstanceCreditSpecification.NotSupported"
+    assert (
+        answer["UnsuccessfulInstanceCreditSpecifications"][0]["Error"]["Code"]
+        == "InstanceCreditSpecification.NotSupported"
+    )
     assert credit(one) == "unlimited"
     with refused("InvalidParameterCombination"):
         credit(big)
@@ -252,7 +276,9 @@ def test_monitoring_and_credits(ec2: Any) -> None:
 
 def test_volume_status(ec2: Any) -> None:
     (one,) = run(ec2)
-    volume = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [one]}])["Volumes"][0]["VolumeId"]
+    volume = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [one]}])["Volumes"][0][
+        "VolumeId"
+    ]
     (found,) = ec2.describe_volume_status(VolumeIds=[volume])["VolumeStatuses"]
     assert found["VolumeStatus"]["Status"] == "ok" and found["AvailabilityZone"] == "us-east-1a"
 
@@ -327,9 +353,21 @@ def test_a_parameter_of_an_image_that_is_here(start_cloud: Callable[..., FakeClo
     cloud = start_cloud()
     with cloud.running.store.write() as tx:
         everyone = {"account": "*", "region": "*", "created": 1.0}
-        tx.insert(tables.images, id="ami-0aaaaaaaaaaaaaaaa", name="debian-12", disk="debian-12", public=True, block_devices=[], more={}, **everyone)
+        tx.insert(
+            tables.images,
+            id="ami-0aaaaaaaaaaaaaaaa",
+            name="debian-12",
+            disk="debian-12",
+            public=True,
+            block_devices=[],
+            more={},
+            **everyone,
+        )
     assert cloud.client("ssm").get_parameter(Name=DEBIAN)["Parameter"]["Value"] == "ami-0aaaaaaaaaaaaaaaa"
-    assert cloud.client("ssm").get_parameter(Name="/haneul/images/debian-12")["Parameter"]["Value"] == "ami-0aaaaaaaaaaaaaaaa"
+    assert (
+        cloud.client("ssm").get_parameter(Name="/haneul/images/debian-12")["Parameter"]["Value"]
+        == "ami-0aaaaaaaaaaaaaaaa"
+    )
 
 
 def test_files_with_secrets_are_for_their_owner(fake: FakeCloud) -> None:

@@ -45,7 +45,9 @@ def run(fake: FakeCloud, tmp_path: Path) -> Run:
             "ANSIBLE_HOME": str(tmp_path / "ansible"),
             "NODE_PATH": str(INSTALLED / "node" / "node_modules"),
         }
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=400, check=False)
+        done = subprocess.run(
+            command, cwd=place, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
         assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 

@@ -42,9 +42,15 @@ Pairs = list[tuple[str, str]]
 def _pairs(service: str, name: str, rng: random.Random, texts: Sequence[str]) -> Pairs:
     """A request as a client would send it, with values for some or all members."""
     operation = protocol.operation_model(service, name)
-    wanted = generate.value(operation.input_shape, rng, every=rng.random() < 0.1, texts=texts) if operation.input_shape else {}
+    wanted = (
+        generate.value(operation.input_shape, rng, every=rng.random() < 0.1, texts=texts)
+        if operation.input_shape
+        else {}
+    )
     kind = protocol.service_model(service).protocol
-    body = botocore.serialize.create_serializer(kind, include_validation=False).serialize_to_request(wanted, operation)["body"]
+    body = botocore.serialize.create_serializer(kind, include_validation=False).serialize_to_request(wanted, operation)[
+        "body"
+    ]
     # A dry run of a request that changes nothing is only half of the way.
     return [(key, str(value)) for key, value in body.items() if key != "DryRun" or rng.random() < 0.3]
 
@@ -94,7 +100,9 @@ class Door:
 
     async def _exchange(self, body: bytes, method: str, headers: Any, query: bytes) -> tuple[int, bytes]:
         sent: list[dict[str, Any]] = []
-        credential = b"AWS4-HMAC-SHA256 Credential=fuzz/20260101/us-east-1/ec2/aws4_request, SignedHeaders=host, Signature=0"
+        credential = (
+            b"AWS4-HMAC-SHA256 Credential=fuzz/20260101/us-east-1/ec2/aws4_request, SignedHeaders=host, Signature=0"
+        )
         scope = {
             "type": "http", "method": method, "path": "/", "raw_path": b"/", "query_string": query,
             "headers": [(b"host", b"127.0.0.1"), (b"authorization", credential), (b"x-amz-date", b"20260101T000000Z"), *headers],
@@ -140,10 +148,24 @@ def _known(door: Door) -> list[str]:
     template = {"LaunchTemplateData.ImageId": JUNK[11], "LaunchTemplateData.InstanceType": "t3.micro"}
     send(Action="CreateLaunchTemplate", LaunchTemplateName="fuzz", **template)
     found = send(Action="RunInstances", ImageId=JUNK[11], MinCount="3", MaxCount="3", KeyName="fuzz")
-    found += send(Action="DescribeLaunchTemplates") + send(Action="DescribePlacementGroups") + send(Action="DescribeVpcs")
+    found += (
+        send(Action="DescribeLaunchTemplates") + send(Action="DescribePlacementGroups") + send(Action="DescribeVpcs")
+    )
     found += send(Action="DescribeSecurityGroupRules")
     ids = sorted(set(re.findall(r"\b(?:i|vol|eni|sg|sgr|subnet|vpc|lt|pg|r)-[0-9a-f]{17}\b", found)))
-    return [*ids, "fuzz", "default", "us-east-1a", "t3.micro", "m5.large", "1", "$Latest", "10.0.0.0/8", "tcp", "tag:Name"]
+    return [
+        *ids,
+        "fuzz",
+        "default",
+        "us-east-1a",
+        "t3.micro",
+        "m5.large",
+        "1",
+        "$Latest",
+        "10.0.0.0/8",
+        "tcp",
+        "tag:Name",
+    ]
 
 
 def test_every_operation_of_the_model_survives_broken_requests(door: Door, record_tally: Callable[[str], None]) -> None:
@@ -166,7 +188,12 @@ def test_every_operation_of_the_model_survives_broken_requests(door: Door, recor
     assert not failed, "\n".join(failed[:30])
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], derandomize=True)
+@settings(
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
+)
 @given(
     name=st.sampled_from(sorted(OPERATIONS.names("ec2"))),
     pairs=st.lists(st.tuples(st.text(max_size=40), st.text(max_size=60)), max_size=8),
@@ -187,14 +214,16 @@ def test_any_bytes_are_refused_in_order(door: Door, name: str, pairs: Pairs, raw
     _check(status, body)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
 @given(
     raw=st.one_of(st.binary(max_size=100), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["Name", "Names", "WithDecryption", "x"]), inner)).map(lambda value: __import__("json").dumps(value).encode())),
     target=st.sampled_from([b"AmazonSSM.GetParameter", b"AmazonSSM.GetParameters", b"AmazonSSM.Nothing", b"Other.Thing", b"\xff", b"."]),
 )  # fmt: skip
 def test_json_too(door: Door, raw: bytes, target: bytes) -> None:
     status, body = door.send(raw, headers=[(b"x-amz-target", target)])
-    assert status < 500 and b"__type" in body or status == 200
+    assert (status < 500 and b"__type" in body) or status == 200
 
 
 # --- on a socket ------------------------------------------------------------------------------------
@@ -265,7 +294,7 @@ def test_endless_headers_end(fake: FakeCloud) -> None:
     with socket.create_connection(("127.0.0.1", fake.running.settings.port), timeout=20) as one:
         one.sendall(b"POST / HTTP/1.1\r\n")
         sent = 0
-        with pytest.raises(OSError):  # noqa: PT011 - closed, in whatever way the kernel says so
+        with pytest.raises(OSError):
             while sent < 64 << 20:
                 sent += one.send(b"X-Filler: " + b"y" * 8000 + b"\r\n")
         assert sent < 32 << 20

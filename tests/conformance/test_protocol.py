@@ -47,7 +47,9 @@ def test_every_operation_goes_round_in_both_directions(record_tally: Callable[[s
                     failed.append(f"{name} {method} request, sample {number}")
             if _answers_differ(kind, service, operation, _sample(operation.output_shape, rng, number)):
                 failed.append(f"{name} answer, sample {number}")
-    record_tally(f"round trips: {len(operations())} operations, {tried} trips (POST, GET, answer), {len(failed)} failures")
+    record_tally(
+        f"round trips: {len(operations())} operations, {tried} trips (POST, GET, answer), {len(failed)} failures"
+    )
     assert not failed, failed[:20]
 
 

@@ -32,7 +32,10 @@ def _template(ec2: Any, name: str, **data: Any) -> str:
 def test_the_life_of_a_template(ec2: Any) -> None:
     one = _template(ec2, "life", InstanceType="t3.nano")
     second = ec2.create_launch_template_version(
-        LaunchTemplateId=one, SourceVersion="1", VersionDescription="bigger", LaunchTemplateData={"InstanceType": "t3.small"}
+        LaunchTemplateId=one,
+        SourceVersion="1",
+        VersionDescription="bigger",
+        LaunchTemplateData={"InstanceType": "t3.small"},
     )["LaunchTemplateVersion"]
     assert (second["VersionNumber"], second["DefaultVersion"], second["LaunchTemplateData"]) == (
         2, False, {"ImageId": AMI, "InstanceType": "t3.small"},
@@ -105,7 +108,11 @@ def test_launching_through_a_template(ec2: Any) -> None:
         BlockDeviceMappings=[{"DeviceName": "/dev/sdc", "Ebs": {"VolumeSize": 4}}],
     )  # fmt: skip
     found = get(ec2, made)
-    assert (found["InstanceType"], found["KeyName"], found["MetadataOptions"]["HttpTokens"]) == ("t3.small", "through", "required")
+    assert (found["InstanceType"], found["KeyName"], found["MetadataOptions"]["HttpTokens"]) == (
+        "t3.small",
+        "through",
+        "required",
+    )
     assert {tag["Key"]: tag["Value"] for tag in found["Tags"]} == {
         "a": "template", "b": "request", "aws:ec2launchtemplate:id": one, "aws:ec2launchtemplate:version": "1",
     }  # fmt: skip
@@ -114,7 +121,9 @@ def test_launching_through_a_template(ec2: Any) -> None:
     assert base64.b64decode(data) == b"hello"
     with refused("InvalidLaunchTemplateId.VersionNotFound"):
         run(ec2, LaunchTemplate={"LaunchTemplateId": one, "Version": "5"})
-    same = ec2.run_instances(MinCount=1, MaxCount=1, LaunchTemplate={"LaunchTemplateName": "through", "Version": "$Latest"})
+    same = ec2.run_instances(
+        MinCount=1, MaxCount=1, LaunchTemplate={"LaunchTemplateName": "through", "Version": "$Latest"}
+    )
     assert same["Instances"][0]["ImageId"] == AMI and same["Instances"][0]["InstanceType"] == "t3.nano"
 
 
@@ -159,7 +168,11 @@ def test_a_fleet(ec2: Any) -> None:
     assert {"Key": "fleet", "Value": "x"} in get(ec2, made["InstanceIds"][0])["Tags"]
     assert [error["ErrorCode"] for error in answer["Errors"]] == ["InvalidParameterValue"]
     (shown,) = ec2.describe_fleets(FleetIds=[answer["FleetId"]])["Fleets"]
-    assert (shown["Type"], shown["FleetState"], shown["Tags"]) == ("instant", "active", [{"Key": "fleet", "Value": "x"}])
+    assert (shown["Type"], shown["FleetState"], shown["Tags"]) == (
+        "instant",
+        "active",
+        [{"Key": "fleet", "Value": "x"}],
+    )
     assert ec2.describe_fleets()["Fleets"] == []
     gone = ec2.delete_fleets(FleetIds=[answer["FleetId"], "fleet-x"], TerminateInstances=True)
     assert len(gone["SuccessfulFleetDeletions"]) == len(gone["UnsuccessfulFleetDeletions"]) == 1
@@ -171,7 +184,9 @@ def test_a_fleet_below_its_minimum_launches_nothing(ec2: Any) -> None:
     config = [{"LaunchTemplateSpecification": {"LaunchTemplateName": "minimum", "Version": "1"},
                "Overrides": [{"InstanceType": "t3.nano"}, {"InstanceType": "t3.gigantic"}]}]  # fmt: skip
     before = len(ec2.describe_instances()["Reservations"])
-    answer = _fleet(ec2, 3, [{**config[0], "Overrides": config[0]["Overrides"][1:]}], OnDemandOptions={"MinTargetCapacity": 3})
+    answer = _fleet(
+        ec2, 3, [{**config[0], "Overrides": config[0]["Overrides"][1:]}], OnDemandOptions={"MinTargetCapacity": 3}
+    )
     assert answer["Instances"] == [] and answer["Errors"]
     assert len(ec2.describe_instances()["Reservations"]) == before
 

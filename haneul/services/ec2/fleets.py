@@ -131,9 +131,7 @@ def create_fleet(ctx: Context, params: Input) -> Output:
         launched, errors = [], few.args[0]
     answer = {"Instances": launched, "Errors": errors}
     request = {name: value for name, value in params.items() if name not in ("DryRun", "TagSpecifications")}
-    fleet = ctx.add(
-        tables.fleets, "fleet", kind="instant", request=saved.dumps(request), answer=saved.dumps(answer)
-    )
+    fleet = ctx.add(tables.fleets, "fleet", kind="instant", request=saved.dumps(request), answer=saved.dumps(answer))
     tags.put(ctx, fleet, wanted)
     return {"FleetId": fleet} | answer
 
@@ -182,7 +180,9 @@ def describe_fleets(ctx: Context, params: Input) -> Output:
 def delete_fleets(ctx: Context, params: Input) -> Output:
     """An instant fleet ends together with its instances (EC2 User Guide, "Delete an EC2 Fleet")."""
     if not params["TerminateInstances"]:
-        raise CloudError("OperationNotPermitted", "An instant fleet cannot be deleted without terminating its instances.")
+        raise CloudError(
+            "OperationNotPermitted", "An instant fleet cannot be deleted without terminating its instances."
+        )
     gone, kept = [], []
     for one in dict.fromkeys(params["FleetIds"]):
         rows = ctx.own(tables.fleets, id=one)

@@ -212,8 +212,10 @@ def _executable_by(ctx: Context, users: list[str]) -> Callable[[dict[str, Any]],
 
     def allowed(item: dict[str, Any]) -> bool:
         account = granted.get(item["ImageId"])
-        return ("all" in users and item["Public"]) or account == ctx.account or (
-            account is not None and item["OwnerId"] == ctx.account
+        return (
+            ("all" in users and item["Public"])
+            or account == ctx.account
+            or (account is not None and item["OwnerId"] == ctx.account)
         )
 
     return allowed
@@ -398,7 +400,9 @@ def _change_permissions(ctx: Context, row: Row, add: list[dict[str, str]], remov
             raise CloudError("UnsupportedOperation", "haneul does not have organizations to share images with.")
         if one.get("Group", "all") != "all" or not (one.get("Group") or _ACCOUNT.match(one.get("UserId", ""))):
             value = one.get("UserId") or one.get("Group") or ""
-            raise CloudError("InvalidAMIAttributeItemValue", f'Invalid attribute item value "{value[:40]}" for userId item type.')
+            raise CloudError(
+                "InvalidAMIAttributeItemValue", f'Invalid attribute item value "{value[:40]}" for userId item type.'
+            )
     shared = tables.image_permissions
     present = {one["account"] for one in ctx.tx.select(shared, image_id=row["id"])}
     for user in {one["UserId"] for one in add if one.get("UserId")} - present:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from haneul.model.instance import STATE_CODES, Desired, Observed, State, state
@@ -163,13 +163,24 @@ def reservations(ctx: Context, items: Iterable[tuple[Row, Any]]) -> list[dict[st
 
 
 def reservation(
-    ctx: Context, instances: list[Row], interfaces: list[Row], disks: list[Row], labels: list[Row]
+    ctx: Context, instances: Sequence[Row], interfaces: Sequence[Row], disks: Sequence[Row], labels: Sequence[Row]
 ) -> Output:
     """The answer of a launch, from the rows that it wrote."""
-    nics, volumes_of, tags_of = (_grouped(interfaces, "instance_id"), _grouped(disks, "instance_id"), _grouped(labels, "resource_id"))
+    nics, volumes_of, tags_of = (
+        _grouped(interfaces, "instance_id"),
+        _grouped(disks, "instance_id"),
+        _grouped(labels, "resource_id"),
+    )
     groups = networks.group_names(ctx, interfaces)
     items = [
-        _view(ctx, row, nics.get(row["id"], []), volumes_of.get(row["id"], []), _labels(tags_of.get(row["id"], [])), groups)
+        _view(
+            ctx,
+            row,
+            nics.get(row["id"], []),
+            volumes_of.get(row["id"], []),
+            _labels(tags_of.get(row["id"], [])),
+            groups,
+        )
         for row in instances
     ]
     return reservations(ctx, zip(instances, items, strict=True))[0]

@@ -124,11 +124,11 @@ _FILTERS = {
 
 _STATE_COLUMNS = ("power", "boot_count", "started_at_boot", "force", "observed_power", "observed_boot_count",
                   "observed_cause", "observed_detail")  # fmt: skip
-_STATE = {
+_STATE: dict[str, str | Computed] = {
     "instance-state-name": Computed(_STATE_COLUMNS, lambda row: (state_of(row),)),
     "instance-state-code": Computed(_STATE_COLUMNS, lambda row: (str(STATE_CODES[state_of(row)]),)),
 }
-_ZONE = {"availability-zone": "zone"}
+_ZONE: dict[str, str | Computed] = {"availability-zone": "zone"}
 _nic, _disk = tables.interfaces.c, tables.volumes.c
 
 INSTANCES = Listing(
@@ -556,7 +556,7 @@ def modify_instance_placement(ctx: Context, params: Input) -> Output:
     if not any(name in params for name in ("GroupName", "GroupId", "PartitionNumber")):
         raise missing("GroupName")
     _need_stopped(row, "the placement")
-    given = {name: params[name] for name in ("GroupName", "GroupId", "PartitionNumber") if name in params}
+    given: Input = {name: params[name] for name in ("GroupName", "GroupId", "PartitionNumber") if name in params}
     if "GroupName" not in given and "GroupId" not in given:
         given["GroupName"] = row["placement_group"]
     group = placement_groups.named(ctx, given)
@@ -568,7 +568,9 @@ def modify_instance_placement(ctx: Context, params: Input) -> Output:
 
 def _monitor(ctx: Context, params: Input, wanted: bool) -> Output:
     if params.get("MetricCategoryIds"):
-        raise CloudError("UnsupportedOperation", "haneul does not have metric categories (parameter MetricCategoryIds).")
+        raise CloudError(
+            "UnsupportedOperation", "haneul does not have metric categories (parameter MetricCategoryIds)."
+        )
     rows = find(ctx, params["InstanceIds"])
     for row in rows:
         if state_of(row) in ("terminated", "shutting-down"):

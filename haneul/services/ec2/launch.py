@@ -119,7 +119,9 @@ def _read(ctx: Context, params: Input) -> _Launch:
         if params.get(name):
             raise CloudError("UnsupportedOperation", f"haneul does not have {what} yet (parameter {name}).")
     if params.get("InstanceMarketOptions", {}).get("MarketType", "on-demand") != "on-demand":
-        raise CloudError("UnsupportedOperation", "haneul does not have Spot instances (parameter InstanceMarketOptions).")
+        raise CloudError(
+            "UnsupportedOperation", "haneul does not have Spot instances (parameter InstanceMarketOptions)."
+        )
     if params.get("IamInstanceProfile"):
         profile = params["IamInstanceProfile"]
         raise invalid(
@@ -238,9 +240,7 @@ def check_groups(ctx: Context, wanted: list[str], vpc_id: str) -> list[str]:
     """The groups as they are, if all are of the VPC."""
     most = ctx.settings.quota_groups_per_interface
     if len(wanted) > most:
-        raise CloudError(
-            "SecurityGroupsPerInterfaceLimitExceeded", f"An interface has at most {most} security groups."
-        )
+        raise CloudError("SecurityGroupsPerInterfaceLimitExceeded", f"An interface has at most {most} security groups.")
     for one in wanted:
         if security_groups.find(ctx, one)["vpc_id"] != vpc_id:
             raise CloudError("InvalidParameter", f"Security group {one} and the subnet belong to different networks.")
@@ -361,8 +361,14 @@ def _launch(ctx: Context, launch: _Launch, least: int, most: int) -> Written:
     interfaces = [ctx.new_id("eni") for _ in range(most)]
     addresses: list[str | None] = [launch.address]
     if not launch.address:
-        addresses = _free(ctx, tables.interfaces.c.address, launch.subnet["cidr"], interfaces, subnet_id=launch.subnet["id"])
-    publics = _free(ctx, tables.interfaces.c.public_address, ctx.settings.public_pool, interfaces) if launch.wants_public else []
+        addresses = _free(
+            ctx, tables.interfaces.c.address, launch.subnet["cidr"], interfaces, subnet_id=launch.subnet["id"]
+        )
+    publics = (
+        _free(ctx, tables.interfaces.c.public_address, ctx.settings.public_pool, interfaces)
+        if launch.wants_public
+        else []
+    )
     wanted = placement.need(ctx.settings, launch.instance_type, launch.subnet["zone"])
     group = placement_groups.Placer(ctx, launch.group, launch.subnet["zone"], launch.partition)
     places: list[placement.Member] = []
@@ -509,9 +515,7 @@ def _free(ctx: Context, column: Any, cidr: str, seeds: Sequence[str], **equal: A
 
 
 def _no_address(subnet: str) -> CloudError:
-    return CloudError(
-        "InsufficientFreeAddressesInSubnet", f"There are not enough free addresses in subnet '{subnet}'."
-    )
+    return CloudError("InsufficientFreeAddressesInSubnet", f"There are not enough free addresses in subnet '{subnet}'.")
 
 
 def _no_public(ctx: Context) -> CloudError:

@@ -196,7 +196,9 @@ def create_launch_template_version(ctx: Context, params: Input) -> Output:
         data = saved.loads(_version(ctx, template, params["SourceVersion"])["data"]) | data
     _check_data(data)
     if len(_versions(ctx, template)) >= ctx.settings.quota_launch_template_versions:
-        raise CloudError("LaunchTemplateVersionLimitExceeded", "The launch template has as many versions as it may have.")
+        raise CloudError(
+            "LaunchTemplateVersionLimitExceeded", "The launch template has as many versions as it may have."
+        )
     number = template["latest_version"] + 1
     _insert_version(ctx, template["id"], number, params.get("VersionDescription", ""), data)
     ctx.tx.update(tables.launch_templates, template["id"], latest_version=number)

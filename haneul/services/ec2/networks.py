@@ -85,7 +85,7 @@ def describe_vpc_attribute(ctx: Context, params: Input) -> Output:
 def _subnets(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
     subnet = tables.interfaces.c.subnet_id
     counted = sa.select(subnet, sa.func.count()).where(subnet.in_([row["id"] for row in rows])).group_by(subnet)
-    used = Counter({one: count for one, count in ctx.tx.execute(counted)})
+    used = Counter(dict(ctx.tx.execute(counted).all()))
     labels = tags.of(ctx, [row["id"] for row in rows])
     return [_subnet(ctx, row, used[row["id"]]) | {"Tags": labels[row["id"]]} for row in rows]
 
@@ -205,9 +205,7 @@ def _interfaces(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
     """`TagSet` is what the answer has, `Tags` where filters look."""
     labels = tags.of(ctx, [row["id"] for row in rows])
     names = group_names(ctx, rows)
-    return [
-        _interface(ctx, row, names) | {"TagSet": labels[row["id"]], "Tags": labels[row["id"]]} for row in rows
-    ]
+    return [_interface(ctx, row, names) | {"TagSet": labels[row["id"]], "Tags": labels[row["id"]]} for row in rows]
 
 
 def _interface(ctx: Context, row: Row, names: dict[str, str]) -> dict[str, Any]:

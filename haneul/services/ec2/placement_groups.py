@@ -160,9 +160,7 @@ def create_placement_group(ctx: Context, params: Input) -> Output:
     )  # fmt: skip
     count = (partitions or MAX_PARTITIONS) if strategy == "partition" else 0
     spread = "rack" if strategy == "spread" else ""
-    group = ctx.add(
-        tables.placement_groups, "pg", name=name, strategy=strategy, spread_level=spread, partitions=count
-    )
+    group = ctx.add(tables.placement_groups, "pg", name=name, strategy=strategy, spread_level=spread, partitions=count)
     tags.put(ctx, group, wanted)
     return {"PlacementGroup": _views(ctx, ctx.own(tables.placement_groups, id=group))[0]}
 

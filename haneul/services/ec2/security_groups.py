@@ -416,18 +416,18 @@ def _with_named(ctx: Context, params: Input) -> Input:
     return params | {"GroupIds": [*params.get("GroupIds", ()), *(known[name] for name in names)]}
 
 
-_RULES = Listing(
-    tables.security_group_rules, "SecurityGroupRule", "SecurityGroupRuleIds", "sgr", "InvalidSecurityGroupRuleId",
-    "security group rule ID",
-    lambda ctx, rows: _rule_views(ctx, rows),
-    {"group-id": "GroupId", "security-group-rule-id": "SecurityGroupRuleId"},
-    columns={"group-id": "group_id", "security-group-rule-id": "id"},
-)  # fmt: skip
-
-
 def _rule_views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
     labels = tags.of(ctx, [row["id"] for row in rows])
     return [_rule_view(ctx, row, labels[row["id"]]) for row in rows]
+
+
+_RULES = Listing(
+    tables.security_group_rules, "SecurityGroupRule", "SecurityGroupRuleIds", "sgr", "InvalidSecurityGroupRuleId",
+    "security group rule ID",
+    _rule_views,
+    {"group-id": "GroupId", "security-group-rule-id": "SecurityGroupRuleId"},
+    columns={"group-id": "group_id", "security-group-rule-id": "id"},
+)  # fmt: skip
 
 
 @ec2

@@ -118,7 +118,11 @@ def _check_resources(ctx: Context, ids: Sequence[str]) -> None:
             raise CloudError("InvalidID", f"The ID '{one[:80]}' is not valid")
         by_table.setdefault(tables.BY_PREFIX.get(one.rpartition("-")[0]), []).append(one)
     for table, wanted in by_table.items():
-        known = {row["id"] for row in ctx.tx.among(table, "id", wanted, account=ctx.account, region=ctx.region)} if table is not None else set()
+        known = (
+            {row["id"] for row in ctx.tx.among(table, "id", wanted, account=ctx.account, region=ctx.region)}
+            if table is not None
+            else set()
+        )
         for one in wanted:
             if one not in known:
                 code, what = _UNKNOWN[resource_type(one) or ""]

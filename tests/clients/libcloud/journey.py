@@ -30,9 +30,7 @@ assert NAME in [one.name for one in driver.list_key_pairs()]
 
 group = driver.ex_create_security_group(NAME, "Made by Libcloud")
 assert group["group_id"].startswith("sg-"), group
-assert driver.ex_authorize_security_group_ingress(
-    group["group_id"], 22, 22, cidr_ips=["10.0.0.0/8"], protocol="tcp"
-)
+assert driver.ex_authorize_security_group_ingress(group["group_id"], 22, 22, cidr_ips=["10.0.0.0/8"], protocol="tcp")
 [seen] = driver.ex_get_security_groups(group_ids=[group["group_id"]])
 assert seen.ingress_rules[0]["cidr_ips"] == ["10.0.0.0/8"], seen.ingress_rules
 
