@@ -79,14 +79,16 @@ class StoredIdentities:
         self._known: dict[str, Key] = {}
 
     def find(self, access_key: str) -> Key | None:
-        known = self._known.get(access_key)
+        # What is read before `forget` must not be kept after it: it is put into the dictionary of then.
+        kept = self._known
+        known = kept.get(access_key)
         if known is not None:
             return known
         with self._store.read() as tx:
             row = tx.get(tables.access_keys, access_key)
         if row is None:
             return None
-        return self._known.setdefault(access_key, Key(row["account"], row["secret"]))
+        return kept.setdefault(access_key, Key(row["account"], row["secret"]))
 
     def forget(self) -> None:
         """Keys have been removed: look them up again."""
@@ -120,19 +122,23 @@ class Running:
         if what == "list":
             with self.store.read() as tx:
                 return accounts.listed(tx)
+        mine, _ = self.identity.read_credentials()
         with self.store.write() as tx:
             if what == "add":
                 done: Any = asdict(accounts.add(tx, now, arguments["name"], arguments.get("id", "")))
             elif what == "rotate":
-                key = accounts.rotate(tx, now, arguments["account"])
-                if key.account == self.settings.account:
-                    self.identity.write_credentials(key.access_key, key.secret)
-                done = asdict(key)
+                done = asdict(accounts.rotate(tx, now, arguments["account"]))
             elif what == "rm":
                 done = {"account": accounts.remove(tx, arguments["account"], self.settings.account)}
             else:
                 raise CloudError("InvalidAction", f"there is nothing like {what!r} to do with accounts")
+            lost = tx.get(tables.access_keys, mine) is None
         self.identities.forget()
+        if what == "rm":
+            self.cloud.forget(done["account"])
+        if lost and what == "rotate":
+            # The key of `haneul env` was one of those that are void now.
+            self.identity.write_credentials(done["access_key"], done["secret"])
         return done
 
     def status(self) -> dict[str, Any]:
@@ -188,8 +194,7 @@ def _first_account(store: Store, settings: Settings, identity: Identity) -> None
     with store.write() as tx:
         if tx.get(tables.accounts, settings.account) is None:
             tx.insert(tables.accounts, id=settings.account, name="default", created=time.time())
-        row = tx.get(tables.access_keys, access_key)
-        if row is None:
+        if not tx.select(tables.access_keys):
             tx.insert(tables.access_keys, id=access_key, account=settings.account, secret=secret, created=time.time())
 
 
@@ -263,7 +268,7 @@ async def start(
         for task in tasks[len(servers) :]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        api.workers.close()
+        api.close()
         await asyncio.to_thread(store.close)
 
 

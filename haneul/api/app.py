@@ -20,14 +20,15 @@ from haneul.api.workers import Workers
 from haneul.errors import CloudError
 from haneul.model.aws import service_model
 from haneul.model.region import is_region
-from haneul.services.context import Caller, Input, Output, is_read
+from haneul.services.context import ASKS, Caller, Input, Output, is_read
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 1 << 20
 BODY_SECONDS = 60.0
 MAX_PARAMETERS = 20000
-WORKERS = 24
+#: Threads by what they may have to wait for: nobody, the one writer's lock, an instance's server. None holds the others up.
+READERS, WRITERS, ASKERS = 12, 6, 8
 #: Version of a query API -> the service that unsigned requests with it mean.
 _VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}
 #: Prefix of X-Amz-Target -> service.
@@ -119,7 +120,18 @@ class Api:
     account: str
     region: str
     clock: Callable[[], float]
-    workers: Workers = field(default_factory=lambda: Workers(WORKERS))
+    readers: Workers = field(default_factory=lambda: Workers("reads", READERS))
+    writers: Workers = field(default_factory=lambda: Workers("writes", WRITERS))
+    askers: Workers = field(default_factory=lambda: Workers("asks", ASKERS))
+
+    def workers(self, operation: str) -> Workers:
+        if operation in ASKS:
+            return self.askers
+        return self.readers if is_read(operation) else self.writers
+
+    def close(self) -> None:
+        for one in (self.readers, self.writers, self.askers):
+            one.close()
 
 
 # --- the steps --------------------------------------------------------------------------------------
@@ -234,6 +246,8 @@ async def find_operation(call: Call) -> None:
         )
     if not action:
         raise CloudError("MissingAction", "The request must contain the parameter Action")
+    if call.target and service_model(service).protocol != "json":
+        raise CloudError("InvalidAction", f"The service {service} does not speak JSON.")
     call.operation = protocol.operation_model(service, action)
 
 
@@ -263,7 +277,7 @@ async def run_operation(call: Call) -> None:
         return protocol.serialise(call.service, operation, result, call.request_id)
 
     quick = call.app.backend.is_quick(call.service, operation.name, caller, call.params)
-    call.answer = work() if quick else await call.app.workers.run(work)
+    call.answer = work() if quick else await call.app.workers(operation.name).run(work)
 
 
 Step = Callable[[Call], Awaitable[None]]

@@ -10,6 +10,7 @@ import base64
 import binascii
 import datetime as dt
 import json
+import math
 import re
 import sys
 import threading
@@ -166,9 +167,12 @@ def _scalar(shape: Shape, text: str, path: str) -> Any:
         return text.lower() == "true"
     if kind in ("float", "double"):
         try:
-            return _ranged(shape, float(text), path)
+            number = float(text)
         except ValueError:
             raise invalid(text[:100], path, "It is not a number.") from None
+        if not math.isfinite(number):
+            raise invalid(text[:100], path, "It is not a number.")
+        return _ranged(shape, number, path)
     if kind == "timestamp":
         return parse_time(text, path)
     if kind == "blob":
@@ -258,7 +262,11 @@ def _from_json(shape: Any, value: Any, path: str) -> Any:
         return [_from_json(shape.member, one, path) for one in value]
     if kind == "map":
         return {str(name): _from_json(shape.value, one, path) for name, one in value.items()}
-    return _scalar(shape, value, path) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return _ranged(shape, value, path) if kind in ("integer", "long") else value
+    if not value.isprintable() and re.search("[\ud800-\udfff]", value):
+        raise CloudError("SerializationException", f"{path or 'The body'} is not text.")
+    return _scalar(shape, value, path)
 
 
 # --- answers ----------------------------------------------------------------------------------------

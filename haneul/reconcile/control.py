@@ -76,9 +76,21 @@ class Control:
             news = self._news(report)
             if not news and self._last_facts.get(report.server_id) == report.facts:
                 return
-            for start in range(0, max(len(news), 1), MACHINES_AT_ONCE):
-                self._write(report, news[start : start + MACHINES_AT_ONCE])
+            errors = [error for part in _parts(news) if (error := self._try_to_write(report, part)) is not None]
+            if errors:
+                raise errors[0]
             self._last_facts[report.server_id] = report.facts
+
+    def _try_to_write(self, report: Report, machines: list[MachineReport]) -> Exception | None:
+        """One part's failure does not keep the others from being written; its machines are news again."""
+        try:
+            self._write(report, machines)
+        except Exception as error:
+            for machine in machines:
+                self._followed.pop(machine.instance_id, None)
+            self._revisions.pop(report.server_id, None)
+            return error
+        return None
 
     def _news(self, report: Report) -> list[MachineReport]:
         """The machines to look at. Those that are not written now are news again at the next report."""
@@ -100,20 +112,14 @@ class Control:
         return found
 
     def _write(self, report: Report, machines: list[MachineReport]) -> None:
-        try:
-            with self._store.write() as tx:
-                tx.wakes = False
-                if self._last_facts.get(report.server_id) != report.facts:
-                    self._register(tx, report)
-                changed = False
-                for machine in machines:
-                    changed |= self._observe(tx, report, machine)
-                tx.wakes = changed
-        except BaseException:
+        with self._store.write() as tx:
+            tx.wakes = False
+            if self._last_facts.get(report.server_id) != report.facts:
+                self._register(tx, report)
+            changed = False
             for machine in machines:
-                self._followed.pop(machine.instance_id, None)
-            self._revisions.pop(report.server_id, None)
-            raise
+                changed |= self._observe(tx, report, machine)
+            tx.wakes = changed
 
     def _register(self, tx: Transaction, report: Report) -> None:
         facts = report.facts
@@ -143,23 +149,25 @@ class Control:
             if not row["observed_boot_count"] and machine.boot_count:
                 # Its volumes are attached from now on, and no longer attaching.
                 tx.execute(_touch_volumes(), {"instance": row["id"]})
-            self._say_how(tx, row, report, machine)
+            said = self._say_how(tx, row, report, machine)
+            return self._follow(tx, {**row, **values}) or said
         return self._follow(tx, {**row, **values})
 
-    def _say_how(self, tx: Transaction, row: Row, report: Report, machine: MachineReport) -> None:
-        """An HVM type that runs emulated says so, in a tag that tools leave alone (`aws:`)."""
+    def _say_how(self, tx: Transaction, row: Row, report: Report, machine: MachineReport) -> bool:
+        """An HVM type that runs emulated says so, in a tag that tools leave alone (`aws:`). Whether the tag changed."""
         if machine.accelerator not in ("tcg", "kvm"):
-            return
+            return False
         why = report.facts.accelerators.get("kvm") or "accelerator = tcg"
         value = f"emulated (TCG) with virtio devices: {why}"[:256]
         known = {tag["key"]: tag["value"] for tag in tx.select(tables.tags, resource_id=row["id"])}
         if known.get(EMULATED_TAG, "") == (value if machine.accelerator == "tcg" else ""):
-            return
+            return False
         tx.delete(tables.tags, resource_id=row["id"], key=EMULATED_TAG)
         if machine.accelerator == "kvm":
-            return
+            return True
         scope = {"account": row["account"], "region": row["region"], "resource_type": "instance"}
         tx.insert(tables.tags, resource_id=row["id"], key=EMULATED_TAG, value=value, **scope)
+        return True
 
     def _follow(self, tx: Transaction, row: Row) -> bool:
         """What the control plane does once a machine is as it is."""
@@ -226,9 +234,12 @@ class Control:
         limit = self._clock() - self._settings.terminated_seconds
         table = tables.instances
         expired = (table.c.power == "terminated") & (table.c.server_id == "") & (table.c.ended < limit)
+        day_ago = self._clock() - 86400
         with self._store.read() as tx:
             old = [row["id"] for row in tx.select(table, expired)]
-        if not old and catalogue == self._known_catalogue:
+            tokens = tx.execute(sa.select(sa.func.min(tables.client_tokens.c.created))).scalar()
+        stale_tokens = tokens is not None and tokens < day_ago
+        if not old and not stale_tokens and catalogue == self._known_catalogue:
             return
         with self._store.write() as tx:
             tx.wakes = False
@@ -236,10 +247,14 @@ class Control:
                 tx.delete(tables.tags, resource_id=instance)
                 tx.delete(table, id=instance)
             sync_catalogue(tx, catalogue)
-            day_ago = self._clock() - 86400
             tx.delete(tables.client_tokens, tables.client_tokens.c.created < day_ago)
             tx.wakes = False
         self._known_catalogue = catalogue
+
+
+def _parts(machines: list[MachineReport]) -> list[list[MachineReport]]:
+    """At least one: the server's own facts are written with the first."""
+    return [machines[n : n + MACHINES_AT_ONCE] for n in range(0, max(len(machines), 1), MACHINES_AT_ONCE)]
 
 
 @cache

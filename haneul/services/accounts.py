@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from haneul.errors import CloudError
+from haneul.services.ec2.images import CATALOGUE_OWNER
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
 
@@ -39,21 +40,22 @@ def _give_key(tx: Transaction, account: Row, now: float) -> NewKey:
 
 
 def _find(tx: Transaction, wanted: str) -> Row:
-    """By id or by name."""
+    """By id or by name; no name has the form of an id."""
     rows = [row for row in tx.select(tables.accounts) if wanted in (row["id"], row["name"])]
     if not rows:
         raise CloudError("NoSuchEntity", f"there is no account {wanted!r}; `haneul account list` shows them")
-    if len(rows) > 1:
-        raise CloudError("InvalidInput", f"several accounts are named {wanted!r}: name one by its id")
     return rows[0]
 
 
 def add(tx: Transaction, now: float, name: str, account: str = "") -> NewKey:
     """A new account with a first key. `account` is twelve digits; chosen where it is empty."""
-    if not _NAME.match(name):
-        raise CloudError("InvalidInput", "an account's name has 1 to 64 letters, digits, spaces or . @ + = , - _")
-    if account and not _ID.match(account):
-        raise CloudError("InvalidInput", f"{account!r} is not twelve digits")
+    if not _NAME.match(name) or _ID.match(name):
+        raise CloudError(
+            "InvalidInput",
+            "an account's name has 1 to 64 letters, digits, spaces or . @ + = , - _, and not the form of an id",
+        )
+    if account and (not _ID.match(account) or account == CATALOGUE_OWNER):
+        raise CloudError("InvalidInput", f"{account!r} is not twelve digits that are free")
     known = {row["id"] for row in tx.select(tables.accounts)}
     if any(row["name"] == name for row in tx.select(tables.accounts)):
         raise CloudError("EntityAlreadyExists", f"there is an account named {name!r} already")

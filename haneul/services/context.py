@@ -153,6 +153,10 @@ ec2 = OPERATIONS.of("ec2")
 sts = OPERATIONS.of("sts")
 
 
+#: Operations that wait for an instance's server (`Later`).
+ASKS = frozenset({"GetConsoleOutput", "GetConsoleScreenshot"})
+
+
 def is_read(operation: str) -> bool:
     """Operations that change nothing run on a read transaction, beside a writer."""
     return operation.startswith(("Describe", "Get", "List"))

@@ -193,10 +193,10 @@ def _decode_token(ctx: Context, token: str) -> str:
 def _page_size(params: Input, ids: str, least: int) -> int | None:
     """MaxResults, checked. `ids` names the parameter that does not go together with it."""
     most = params.get("MaxResults")
+    if ids and params.get(ids) and (most is not None or params.get("NextToken")):
+        raise combination(f"The parameter {ids} cannot be used with the parameter maxResults")
     if most is None:
         return MAX_PAGE if params.get("NextToken") else None
-    if ids and params.get(ids):
-        raise combination(f"The parameter {ids} cannot be used with the parameter maxResults")
     for wrong, bound in (
         (most < least, f"greater than or equal to {least}"),
         (most > MAX_PAGE, f"less than or equal to {MAX_PAGE}"),
@@ -362,6 +362,15 @@ def _related(ctx: Context, one: Related, values: Sequence[str]) -> list[str]:
     return [owner for owner, value in found if any(map(matches, one.texts(value)))]
 
 
+def _place(token: str) -> tuple[float, str]:
+    """(created, id) of the last one given."""
+    try:
+        created, last = json.loads(token)
+        return float(created), str(last)
+    except (ValueError, TypeError):
+        raise CloudError("InvalidNextToken", "The token is of another version of haneul: begin anew.") from None
+
+
 @cache
 def _light_by_ids(table: Table, columns: tuple[str, ...], one: bool) -> Any:
     """By one id it is a statement of its own: SQLAlchemy writes an IN anew for every number of values."""
@@ -385,7 +394,7 @@ def _light(
     else:
         conditions = [*listing.scope(ctx, table), *plan.conditions, *([table.c.id.in_(wanted)] if few else [])]
         if after:
-            created, last = json.loads(after)
+            created, last = _place(after)
             conditions.append(sa.tuple_(table.c.created, table.c.id) > sa.tuple_(created, last))
         statement = sa.select(*(table.c[name] for name in columns)).where(*conditions)
         cut = None if plan.rows or plan.views or (wanted and not few) else limit

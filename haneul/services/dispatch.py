@@ -82,7 +82,7 @@ class Cloud:
         if service != "ec2" or not self.store.reads_at_once or (caller.account, caller.region) not in self._scopes:
             return False
         ids = params.get(_BY_ID.get(name, ""))
-        return ids is not None and len(params) == 1 and len(ids) <= _FEW
+        return ids is not None and len(params) == 1 and 0 < len(ids) <= _FEW
 
     def _context(self, tx: Transaction, caller: Caller, name: str) -> Context:
         return Context(tx, caller, name, self.settings, self.ask, self.clock(), self.make_id, self.secret, self.forms)
@@ -109,6 +109,11 @@ class Cloud:
         ctx.tx.insert(tables.client_tokens, **scope, parameters=digest, result=saved.dumps(result), created=ctx.now)
         return result
 
+    def forget(self, account: str) -> None:
+        """The account is gone: should it come again, it begins anew."""
+        with self._scopes_lock:
+            self._scopes = {scope for scope in self._scopes if scope[0] != account}
+
     def _ensure_scope(self, caller: Caller) -> None:
         """Every account has a default VPC in every region from its first call there on."""
         scope = (caller.account, caller.region)
@@ -116,4 +121,5 @@ class Cloud:
             return
         with self._scopes_lock, self.store.write() as tx:
             defaults.ensure(tx, *scope, self.clock(), self.make_id)
-        self._scopes.add(scope)
+        with self._scopes_lock:
+            self._scopes = self._scopes | {scope}

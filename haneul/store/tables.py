@@ -325,7 +325,7 @@ fleets = _resource("fleets", _text("kind"), _text("request"), _text("answer"))
 
 def whole(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
     """A row as it will be read: `values`, and the defaults of the columns that they leave out."""
-    return _defaults(table) | values
+    return {**_defaults(table), **values}
 
 
 @cache

@@ -18,6 +18,7 @@ from haneul.store.database import Row
 #: Members of an override -> parameters of RunInstances.
 _OVERRIDES = ("InstanceType", "SubnetId", "Placement", "ImageId", "BlockDeviceMappings", "KeyName", "MetadataOptions")
 MAX_CAPACITY = 1000
+MAX_WEIGHT = 999
 
 
 class _TooFew(Exception):
@@ -57,6 +58,9 @@ def _choices(configs: list[dict[str, Any]]) -> Iterator[_Choice]:
         for override in config.get("Overrides") or [{}]:
             if override.get("InstanceRequirements"):
                 raise CloudError("UnsupportedOperation", "haneul does not choose instance types by requirements yet.")
+            weight = override.get("WeightedCapacity")
+            if weight is not None and not 1 <= weight <= MAX_WEIGHT:
+                raise invalid(weight, "WeightedCapacity", f"It is between 1 and {MAX_WEIGHT}.")
             yield _Choice(specification, override)
 
 
@@ -88,7 +92,10 @@ def _check(params: Input) -> int:
     spot = capacity.get("SpotTargetCapacity", 0)
     if spot or capacity.get("DefaultTargetCapacityType", "on-demand") != "on-demand":
         raise CloudError("UnsupportedOperation", "haneul does not have Spot capacity: ask for on-demand.")
-    return int(capacity.get("OnDemandTargetCapacity") or total)
+    wanted = capacity.get("OnDemandTargetCapacity", total)
+    if not 0 <= wanted <= total:
+        raise invalid(wanted, "OnDemandTargetCapacity", f"It is between 0 and the total of {total}.")
+    return int(wanted)
 
 
 def _fulfil(ctx: Context, params: Input, target: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -136,9 +143,13 @@ def create_fleet(ctx: Context, params: Input) -> Output:
     return {"FleetId": fleet} | answer
 
 
+def _weight(launched: dict[str, Any]) -> float:
+    return float(launched["LaunchTemplateAndOverrides"]["Overrides"].get("WeightedCapacity") or 1)
+
+
 def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
     request, answer = saved.loads(row["request"]), saved.loads(row["answer"])
-    fulfilled = float(sum(len(one["InstanceIds"]) for one in answer["Instances"]))
+    fulfilled = sum(len(one["InstanceIds"]) * _weight(one) for one in answer["Instances"])
     return {
         "FleetId": row["id"],
         "Type": row["kind"],
@@ -190,12 +201,21 @@ def delete_fleets(ctx: Context, params: Input) -> Output:
             error = {"Code": "fleetIdDoesNotExist", "Message": f"The fleet ID '{one[:40]}' does not exist."}
             kept.append({"FleetId": one, "Error": error})
             continue
-        known = [i for item in saved.loads(rows[0]["answer"])["Instances"] for i in item["InstanceIds"]]
-        alive = [row["id"] for row in ctx.tx.among(tables.instances, "id", known, account=ctx.account)]
-        if alive:
-            instances.terminate_instances(ctx, {"InstanceIds": alive})
-        tags.remove_all(ctx, one)
-        ctx.tx.delete(tables.fleets, id=one)
+        try:
+            with ctx.tx.savepoint():
+                _delete(ctx, rows[0])
+        except CloudError as error:
+            kept.append({"FleetId": one, "Error": {"Code": "unexpectedError", "Message": error.message}})
+            continue
         states = {"CurrentFleetState": "deleted_terminating", "PreviousFleetState": "active"}
         gone.append({"FleetId": one} | states)
     return {"SuccessfulFleetDeletions": gone, "UnsuccessfulFleetDeletions": kept}
+
+
+def _delete(ctx: Context, fleet: Row) -> None:
+    known = [one for item in saved.loads(fleet["answer"])["Instances"] for one in item["InstanceIds"]]
+    alive = [row["id"] for row in ctx.tx.among(tables.instances, "id", known, account=ctx.account)]
+    if alive:
+        instances.terminate_instances(ctx, {"InstanceIds": alive})
+    tags.remove_all(ctx, fleet["id"])
+    ctx.tx.delete(tables.fleets, id=fleet["id"])

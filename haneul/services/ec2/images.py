@@ -77,9 +77,11 @@ def stand_in(ctx: Context, image_id: str) -> Row | None:
         return _nothing(image_id)
     if name == "refuse":
         return None
-    for row in visible(ctx, available=True):
-        if name in (row["id"], row["name"]):
-            return row
+    # The catalogue's names, or the id of an image of the caller's own: what others share decides nothing here.
+    known = ctx.tx.select(tables.images, account=tables.EVERYONE, name=name)
+    row = known[0] if known else _visible_by_id(ctx, name)
+    if row is not None and row["account"] in (ctx.account, tables.EVERYONE) and row["available"]:
+        return row
     raise CloudError("InvalidAMIID.NotFound", f"The setting unknown_image names '{name}', which is no image here")
 
 
@@ -208,14 +210,16 @@ def _executable_by(ctx: Context, users: list[str]) -> Callable[[dict[str, Any]],
     """Images with a launch permission for `all`, for the caller (`self`), or (own ones) for an account."""
     shared = tables.image_permissions
     accounts = [ctx.account if user == "self" else user for user in users]
-    granted = {row["image_id"]: row["account"] for row in ctx.tx.select(shared, shared.c.account.in_(accounts))}
+    granted: dict[str, set[str]] = {}
+    for row in ctx.tx.select(shared, shared.c.account.in_(accounts)):
+        granted.setdefault(row["image_id"], set()).add(row["account"])
 
     def allowed(item: dict[str, Any]) -> bool:
-        account = granted.get(item["ImageId"])
+        found = granted.get(item["ImageId"], set())
         return (
             ("all" in users and item["Public"])
-            or account == ctx.account
-            or (account is not None and item["OwnerId"] == ctx.account)
+            or ctx.account in found
+            or bool(found and item["OwnerId"] == ctx.account)
         )
 
     return allowed

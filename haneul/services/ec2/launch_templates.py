@@ -21,7 +21,7 @@ _NAME = re.compile(r"[a-zA-Z0-9().\-/_]{3,128}\Z")
 MAX_VERSIONS = 200
 
 #: Members of a template's data -> parameters of RunInstances, where they differ.
-_RENAMED = {"RamDiskId": "RamdiskId"}
+_RENAMED = {"RamDiskId": "RamdiskId", "ElasticGpuSpecifications": "ElasticGpuSpecification"}
 _NOT_OF_A_LAUNCH = ("InstanceRequirements",)
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from haneul.errors import CloudError, not_found
+from haneul.errors import CloudError, malformed, not_found
+from haneul.model.ids import is_id
 from haneul.services.context import OPERATIONS, Context, Input, Output
-from haneul.services.describe import check_ids, matching
+from haneul.services.describe import matching
 
 
 @dataclass(frozen=True)
 class _Nothing:
-    """`ids` is the parameter that names resources by id, with the codes of its refusals; empty where there is none."""
+    """`ids` is the parameter that names resources by id, with the codes of its refusals; empty where there is none.
+
+    An empty `prefix` means ids of a form of their own.
+    """
 
     operation: str
     answer: str
@@ -26,7 +30,10 @@ class _Nothing:
 
 
 _LIST = (
-    _Nothing("describe_reserved_instances", "ReservedInstances"),
+    _Nothing(
+        "describe_reserved_instances", "ReservedInstances", "ReservedInstancesIds", "",
+        "InvalidReservedInstancesId", "reserved instances ID",
+    ),
     _Nothing("describe_reserved_instances_offerings", "ReservedInstancesOfferings"),
     _Nothing("describe_reserved_instances_listings", "ReservedInstancesListings"),
     _Nothing("describe_reserved_instances_modifications", "ReservedInstancesModifications"),
@@ -35,7 +42,7 @@ _LIST = (
         "InvalidSpotInstanceRequestID", "spot instance request ID",
     ),
     _Nothing(
-        "describe_spot_fleet_requests", "SpotFleetRequestConfigs", "SpotFleetRequestIds", "sfr",
+        "describe_spot_fleet_requests", "SpotFleetRequestConfigs", "SpotFleetRequestIds", "",
         "InvalidSpotFleetRequestId", "spot fleet request ID",
     ),
     _Nothing("describe_spot_price_history", "SpotPriceHistory"),
@@ -50,8 +57,11 @@ _LIST = (
     _Nothing(
         "describe_addresses", "Addresses", "AllocationIds", "eipalloc", "InvalidAllocationID", "allocation ID"
     ),
-    _Nothing("describe_iam_instance_profile_associations", "IamInstanceProfileAssociations"),
-    _Nothing("describe_nat_gateways", "NatGateways", "NatGatewayIds", "nat", "NatGateway", "NAT gateway"),
+    _Nothing(
+        "describe_iam_instance_profile_associations", "IamInstanceProfileAssociations", "AssociationIds", "iip-assoc",
+        "InvalidAssociationID", "association ID",
+    ),
+    _Nothing("describe_nat_gateways", "NatGateways", "NatGatewayIds", "nat", "NatGateway", "NatGateway"),
     _Nothing(
         "describe_vpc_peering_connections", "VpcPeeringConnections", "VpcPeeringConnectionIds", "pcx",
         "InvalidVpcPeeringConnectionID", "vpcPeeringConnection ID",
@@ -59,7 +69,7 @@ _LIST = (
     _Nothing("describe_vpn_gateways", "VpnGateways", "VpnGatewayIds", "vgw", "InvalidVpnGatewayID", "vpnGateway ID"),
     _Nothing("describe_vpc_endpoints", "VpcEndpoints", "VpcEndpointIds", "vpce", "InvalidVpcEndpointId", "VPC endpoint"),
     _Nothing("describe_elastic_gpus", "ElasticGpuSet"),
-    _Nothing("describe_volumes_modifications", "VolumesModifications"),
+    _Nothing("describe_volumes_modifications", "VolumesModifications", "VolumeIds", "vol", "InvalidVolumeID", "volume ID"),
 )  # fmt: skip
 
 
@@ -67,8 +77,11 @@ def _function(one: _Nothing):  # type: ignore[no-untyped-def]
     def describe(ctx: Context, params: Input) -> Output:
         matching(ctx, {"Filters": params.get("Filters", params.get("Filter", ()))}, [], {})
         for name in params.get(one.ids, ()) if one.ids else ():
-            check_ids(one.prefix, one.code, [name])
-            raise not_found(f"{one.code}.NotFound", one.what, [name])
+            # The one family whose codes have no dot.
+            dot = "" if one.code == "NatGateway" else "."
+            if one.prefix and not is_id(one.prefix, name):
+                raise malformed(f"{one.code}{dot}Malformed", name[:80])
+            raise not_found(f"{one.code}{dot}NotFound", one.what, [name[:80]])
         if one.operation == "describe_addresses" and params.get("PublicIps"):
             raise CloudError("InvalidAddress.NotFound", f"Address '{params['PublicIps'][0][:40]}' not found.")
         return {one.answer: []}

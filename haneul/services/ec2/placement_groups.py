@@ -53,9 +53,9 @@ def partition(group: Row | None, given: dict[str, Any]) -> int:
 
 
 def members(ctx: Context, name: str, *, without: str = "") -> list[placement.Member]:
-    """The group's instances that hold or will hold room on a server."""
+    """The group's instances that hold room on a server: stopped ones do not."""
     table = tables.instances
-    rows = ctx.own(table, table.c.power != "terminated", table.c.server_id != "", placement_group=name)
+    rows = ctx.own(table, table.c.reserved_vcpus > 0, table.c.server_id != "", placement_group=name)
     return [
         placement.Member(row["server_id"], row["zone"], row["partition_number"]) for row in rows if row["id"] != without
     ]
