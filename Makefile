@@ -39,7 +39,7 @@ format: .venv/installed
 docs: .venv/installed  ## The table of operations
 	$(BIN)/python scripts/operations
 
-lock: .venv/installed  ## Choose versions anew and write the lock files
+lock: .venv/installed  ## Choose versions anew and write the requirements.lock files
 	$(BIN)/uv pip compile -q --upgrade --python-version 3.11 tests/clients/requirements.in --generate-hashes --universal --no-header -o tests/clients/requirements.lock
 	$(BIN)/uv pip compile -q --upgrade --group dev --group lock pyproject.toml --generate-hashes --universal --no-header -o requirements.lock
 

@@ -6,7 +6,7 @@
 The client holds raw keep-alive connections, sends signed requests and reads every answer to its last byte. moto
 comes from PyPI into build/moto. For each size: p50 of RunInstances and CreateTags in milliseconds, describing all in
 pages of 1000 in seconds (the first time, and again: the median of three), requests per second by id over 8
-connections, p50 by a tag filter, memory (PSS) in MB. Start-up: from the command to the first answer. The last line is one JSON object.
+connections, p50 by a tag filter, memory (PSS) in MiB. Start-up: from the command to the first answer. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Server:
     def call(self, action: str, **parameters: Any) -> bytes:
         return self.connection.exchange(self.request(action, **parameters))
 
-    def memory_mb(self) -> float:
+    def memory_mib(self) -> float:
         text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
         found = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
         return int(found.group(1)) / 1024 if found else 0.0
@@ -136,7 +136,10 @@ def _until_it_answers(process: subprocess.Popen[bytes], port: int, began: float)
 def haneul() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="haneul-api-") as data:
         port = free_port()
-        environment = os.environ | {
+        (Path(data) / "haneul.toml").write_text("")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HANEUL_")}
+        environment = kept | {
+            "HANEUL_CONFIG": f"{data}/haneul.toml",
             "HANEUL_DATA": data,
             "HANEUL_PORT": str(port),
             "HANEUL_DRIVERS": "fake",
@@ -312,7 +315,7 @@ def measure(server: Server, sizes: list[int]) -> dict[str, Any]:
             "by_tag_ms": round(_p50_ms(server, [by_tag] * (3 if few else SAMPLES)), 3),
             "create_tags_ms": round(_p50_ms(server, tag), 3),
             "run_instances_ms": round(_p50_ms(server, [launch] * SAMPLES), 3),
-            "memory_mb": round(server.memory_mb(), 1),
+            "memory_mib": round(server.memory_mib(), 1),
         }
         print(f"{server.name} {size}: {results[str(size)]}", file=sys.stderr, flush=True)
     return results

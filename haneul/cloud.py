@@ -194,7 +194,10 @@ def _first_account(store: Store, settings: Settings, identity: Identity) -> None
     with store.write() as tx:
         if tx.get(tables.accounts, settings.account) is None:
             tx.insert(tables.accounts, id=settings.account, name="default", created=time.time())
-        if not tx.select(tables.access_keys):
+        known = tx.select(tables.access_keys)
+        if known and access_key not in {row["id"] for row in known}:
+            log.warning("the key of `haneul env` is void; `haneul account rotate default` makes another")
+        if not known:
             tx.insert(tables.access_keys, id=access_key, account=settings.account, secret=secret, created=time.time())
 
 

@@ -115,7 +115,10 @@ class _Cloud:
         with contextlib.closing(connection):
             connection.sock.connect(str(self.control))
             connection.request("POST", "/accounts/add", json.dumps({"name": f"test-{self.made}"}))
-            key = json.loads(connection.getresponse().read())
+            answer = connection.getresponse()
+            key = json.loads(answer.read())
+        if answer.status != 200:
+            raise pytest.UsageError(f"haneul gave no account: {key}")
         return Haneul(self.endpoint, key["access_key"], key["secret"], key["account"], self.image, self.real)
 
 
@@ -130,6 +133,9 @@ def haneul_cloud(request: pytest.FixtureRequest) -> Iterator[_Cloud]:
     ours = {"DATA": str(data / "data"), "PORT": str(port), "DRIVERS": "auto" if real else "fake", "UPLINK": "none"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HANEUL_")}
     environment |= {f"HANEUL_{name}": value for name, value in ours.items()}
+    # Not the settings of the project or of this machine: they may name a real database.
+    (data / "haneul.toml").write_text("")
+    environment["HANEUL_CONFIG"] = str(data / "haneul.toml")
     if "HANEUL_IMAGES" in os.environ:
         environment["HANEUL_IMAGES"] = os.environ["HANEUL_IMAGES"]
     image = FAKE_IMAGE
@@ -172,8 +178,20 @@ def _wait(process: subprocess.Popen[bytes], port: int) -> None:
     raise pytest.UsageError(f"haneul does not answer on port {port}")
 
 
+def _end_instances(ec2: Any) -> None:
+    """Real guests hold memory that the next test needs."""
+    alive = [{"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]}]
+    pages = ec2.get_paginator("describe_instances").paginate(Filters=alive)
+    ids = [one["InstanceId"] for page in pages for each in page["Reservations"] for one in each["Instances"]]
+    for one in ids:
+        ec2.modify_instance_attribute(InstanceId=one, DisableApiTermination={"Value": False})
+    if ids:
+        ec2.terminate_instances(InstanceIds=ids)
+        ec2.get_waiter("instance_terminated").wait(InstanceIds=ids, WaiterConfig={"Delay": 1})
+
+
 @pytest.fixture
-def haneul(haneul_cloud: _Cloud, monkeypatch: pytest.MonkeyPatch) -> Haneul:
+def haneul(haneul_cloud: _Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Haneul]:
     """An empty cloud: an account of its own for each test. AWS tools and SDKs that the test starts find it by themselves."""
     found = haneul_cloud.account()
     for name, value in found.environment.items():
@@ -183,4 +201,6 @@ def haneul(haneul_cloud: _Cloud, monkeypatch: pytest.MonkeyPatch) -> Haneul:
     # boto3's session of its own remembers the credentials of the test before.
     if "boto3" in sys.modules:
         monkeypatch.setattr(sys.modules["boto3"], "DEFAULT_SESSION", None)
-    return found
+    yield found
+    if found.real:
+        _end_instances(found.ec2)

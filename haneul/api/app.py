@@ -35,7 +35,6 @@ _VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}
 _TARGETS = {"AmazonSSM": "ssm"}
 SERVICES = ("ec2", "sts", "iam", "ssm")
 _LOOPBACK = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]{1,5})?")
-_XML = "text/xml;charset=UTF-8"
 
 
 class Backend(Protocol):

@@ -1,6 +1,6 @@
 """The instance types: a curated table of today's families. Sizes: AWS, "Amazon EC2 instance types".
 
-A family chooses the generation of virtualization (notes on the lecture, docs/ARCHITECTURE.md).
+A family chooses the generation of virtualization (docs/ARCHITECTURE.md).
 """
 
 from __future__ import annotations

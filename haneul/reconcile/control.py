@@ -86,7 +86,12 @@ class Control:
         try:
             self._write(report, machines)
         except Exception as error:
+            if len(machines) > 1:
+                # One that cannot be written must not keep its neighbours from it.
+                errors = [self._try_to_write(report, [machine]) for machine in machines]
+                return next((one for one in errors if one is not None), None)
             for machine in machines:
+                log.exception("the report of %s could not be written", machine.instance_id)
                 self._followed.pop(machine.instance_id, None)
             self._revisions.pop(report.server_id, None)
             return error
@@ -113,7 +118,6 @@ class Control:
 
     def _write(self, report: Report, machines: list[MachineReport]) -> None:
         with self._store.write() as tx:
-            tx.wakes = False
             if self._last_facts.get(report.server_id) != report.facts:
                 self._register(tx, report)
             changed = False
@@ -146,8 +150,8 @@ class Control:
         values = _observed_values(row, machine, self._clock())
         if any(row[name] != value for name, value in values.items()):
             tx.update(tables.instances, row["id"], **values)
-            if not row["observed_boot_count"] and machine.boot_count:
-                # Its volumes are attached from now on, and no longer attaching.
+            if bool(row["observed_boot_count"]) != bool(machine.boot_count):
+                # Its volumes are attached from now on, and no longer attaching (or were never).
                 tx.execute(_touch_volumes(), {"instance": row["id"]})
             said = self._say_how(tx, row, report, machine)
             return self._follow(tx, {**row, **values}) or said

@@ -296,6 +296,8 @@ class _Plan:
 
 def _plan(ctx: Context, params: Input, listing: Listing) -> _Plan:
     plan = _Plan()
+    if "$ids" in params:
+        plan.only(params["$ids"])
     for one in _checked(params.get("Filters", ())):
         name, values = one.get("Name", ""), one["Values"]
         column = listing.columns.get(name)
@@ -462,6 +464,29 @@ def listed(ctx: Context, params: Input, listing: Listing) -> tuple[list[tuple[Ro
         return found, None
     last = found[most - 1][0]
     return found[:most], _encode_token(ctx, json.dumps([last["created"], last["id"]]))
+
+
+def with_named(
+    ctx: Context,
+    params: Input,
+    listing: Listing,
+    names: str,
+    unknown: Callable[[Sequence[str]], CloudError],
+    **equal: Any,
+) -> Input:
+    """Names in the parameter `names` as ids beside those that are given. Names and pages go together, unlike ids."""
+    wanted = params.get(names)
+    if not wanted:
+        return params
+    scope = {"account": ctx.account, "region": ctx.region} | equal
+    known = {row["name"]: row["id"] for row in ctx.tx.among(listing.table, "name", wanted, **scope)}
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise unknown(missing)
+    ids = [*params.get(listing.ids, ()), *(known[name] for name in wanted)]
+    if params.get("MaxResults") is None:
+        return params | {listing.ids: ids}
+    return params | {"$ids": ids}
 
 
 def describe(ctx: Context, params: Input, listing: Listing, answer: str) -> Output:

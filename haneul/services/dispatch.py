@@ -38,7 +38,6 @@ _BY_ID = {
     "DescribeInstanceStatus": "InstanceIds",
     "DescribeVolumes": "VolumeIds",
     "DescribeNetworkInterfaces": "NetworkInterfaceIds",
-    "DescribeSecurityGroups": "GroupIds",
 }
 _FEW = 20
 
@@ -70,12 +69,22 @@ class Cloud:
             return result.ask() if isinstance(result, Later) else result
         try:
             with self.store.write() as tx:
+                self._still_known(tx, caller)
                 result = self._once(operation, self._context(tx, caller, name), params)
                 if params.get("DryRun"):
                     raise _DryRun
                 return result
         except _DryRun:
             raise CloudError("DryRunOperation", "Request would have succeeded, but DryRun flag is set.") from None
+
+    def _still_known(self, tx: Transaction, caller: Caller) -> None:
+        """A request that came just before its key became void changes nothing after it."""
+        if (
+            self.settings.auth == "signed"
+            and caller.access_key
+            and tx.get(tables.access_keys, caller.access_key) is None
+        ):
+            raise CloudError("AuthFailure", "AWS was not able to validate the provided access credentials")
 
     def is_quick(self, service: str, name: str, caller: Caller, params: Input) -> bool:
         """Whether the call is a look at a few rows by their ids, which waits for nobody and takes well under 1 ms."""
@@ -120,6 +129,7 @@ class Cloud:
         if scope in self._scopes:
             return
         with self._scopes_lock, self.store.write() as tx:
+            self._still_known(tx, caller)
             defaults.ensure(tx, *scope, self.clock(), self.make_id)
         with self._scopes_lock:
             self._scopes = self._scopes | {scope}

@@ -28,6 +28,7 @@ class FakeCloud:
     running: cloud.Running
     world: World
     identity: identity.Identity
+    stop: Callable[[], None]
 
     @property
     def endpoint(self) -> str:
@@ -99,7 +100,7 @@ def _start(data: Path, given: dict[str, Any]) -> tuple[FakeCloud, Callable[[], N
             loop.call_soon_threadsafe(event.set)
             thread.join(20)
 
-    return FakeCloud(running, world, who), stop
+    return FakeCloud(running, world, who, stop), stop
 
 
 @pytest.fixture(scope="session")

@@ -41,8 +41,10 @@ def haneul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     data = tmp_path_factory.mktemp("accounts") / "data"
+    (data.parent / "haneul.toml").write_text("")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HANEUL_")}
     environment |= {"HANEUL_DATA": str(data), "HANEUL_PORT": str(port), "HANEUL_DRIVERS": "fake"}
+    environment["HANEUL_CONFIG"] = str(data.parent / "haneul.toml")
 
     def command(*arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -122,7 +124,7 @@ def test_the_default_accounts_keys_rotate_too(haneul: Command) -> None:
 def test_quotas(start_cloud: Callable[..., FakeCloud]) -> None:
     cloud = start_cloud(
         quota_instances=4, quota_vcpus=8, quota_key_pairs=1, quota_security_groups=3, quota_rules=2, quota_tags=2,
-        quota_groups_per_interface=1, quota_placement_groups=1, quota_launch_templates=1,
+        quota_groups_per_interface=1, quota_placement_groups=1, quota_launch_templates=1, quota_launch_template_versions=2,
     )  # fmt: skip
     ec2 = cloud.client()
     ids = run(ec2, 3)
@@ -140,8 +142,8 @@ def test_quotas(start_cloud: Callable[..., FakeCloud]) -> None:
     ec2.terminate_instances(InstanceIds=ids[1:])
     wait(ec2, "instance_terminated", *ids[1:])
     other = run(ec2, InstanceType="m5.xlarge")
+    ec2.modify_instance_attribute(InstanceId=ids[0], InstanceType={"Value": "m5.xlarge"})
     with refused("VcpuLimitExceeded"):
-        ec2.modify_instance_attribute(InstanceId=ids[0], InstanceType={"Value": "m5.xlarge"})
         ec2.start_instances(InstanceIds=[ids[0]])
     assert len(other) == 1
     ec2.create_key_pair(KeyName="one", KeyType="ed25519")
@@ -165,6 +167,12 @@ def test_quotas(start_cloud: Callable[..., FakeCloud]) -> None:
     ec2.create_placement_group(GroupName="p")
     with refused("PlacementGroupLimitExceeded"):
         ec2.create_placement_group(GroupName="q")
+    ec2.create_launch_template(LaunchTemplateName="one", LaunchTemplateData={"ImageId": AMI})
+    with refused("LaunchTemplateLimitExceeded"):
+        ec2.create_launch_template(LaunchTemplateName="two", LaunchTemplateData={"ImageId": AMI})
+    ec2.create_launch_template_version(LaunchTemplateName="one", LaunchTemplateData={"ImageId": AMI})
+    with refused("LaunchTemplateVersionLimitExceeded"):
+        ec2.create_launch_template_version(LaunchTemplateName="one", LaunchTemplateData={"ImageId": AMI})
     # Another region, another account: quotas of their own.
     run(cloud.client(region="eu-west-1"), 2)
 

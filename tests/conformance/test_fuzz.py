@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from haneul.api import protocol
+from haneul.api import app, http, protocol
 from haneul.api.app import Api, make_app
 from haneul.services.context import OPERATIONS
 from tests.conformance import generate
@@ -135,7 +135,6 @@ def _check(status: int, body: bytes) -> str:
     return code
 
 
-#: Never changed by a fuzz that happens to guess right.
 def _names() -> list[str]:
     return sorted(protocol.operations("ec2"))
 
@@ -180,8 +179,8 @@ def test_every_operation_of_the_model_survives_broken_requests(door: Door, recor
             status, answer = door.send(body)
             try:
                 codes[_check(status, answer)] += 1
-            except AssertionError:
-                raise AssertionError(f"{name} {number}: {body[:2000]!r}") from None
+            except (AssertionError, ET.ParseError) as error:
+                failed.append(f"{name} {number}: {error} {body[:600]!r}")
     tried = sum(codes.values())
     shown = ", ".join(f"{code} {count}" for code, count in codes.most_common(12))
     record_tally(f"fuzz, structured: {tried} requests of {len(_names())} operations, {len(failed)} a fault; {shown}")
@@ -241,12 +240,12 @@ def _answers(fake: FakeCloud) -> None:
 
 
 def _raw(fake: FakeCloud, data: bytes, seconds: float = 10) -> bytes:
+    """What comes back first; empty if the connection is closed. A connection that hangs is a failure."""
     with socket.create_connection(("127.0.0.1", fake.running.settings.port), timeout=seconds) as one:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            one.sendall(data)
         try:
+            one.sendall(data)
             return one.recv(65536)
-        except (ConnectionResetError, TimeoutError):
+        except (BrokenPipeError, ConnectionResetError):
             return b""
 
 
@@ -272,8 +271,11 @@ HEAD = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-www-f
         b"GET /" + b"a" * 60000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
 )
-def test_header_games(fake: FakeCloud, data: bytes) -> None:
-    answer = _raw(fake, data, 5)
+def test_header_games(fake: FakeCloud, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Some of them never end: those are given up, after less time than in earnest.
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.5)
+    answer = _raw(fake, data, 20)
     assert answer == b"" or answer.split(b" ", 2)[1] in (b"200", b"400", b"401", b"403"), answer[:200]
     _answers(fake)
 
@@ -326,8 +328,6 @@ def test_a_thousand_connections_and_slow_senders(fake: FakeCloud, record_tally: 
 
 
 def test_a_head_that_does_not_come_is_given_up(fake: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    from haneul.api import http
-
     monkeypatch.setattr(http, "HEAD_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", fake.running.settings.port), timeout=20) as one:
         one.sendall(b"POST / HTTP/1.1\r\nHost")
@@ -335,8 +335,6 @@ def test_a_head_that_does_not_come_is_given_up(fake: FakeCloud, monkeypatch: pyt
 
 
 def test_a_body_that_does_not_come_is_given_up(fake: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    from haneul.api import app
-
     monkeypatch.setattr(app, "BODY_SECONDS", 0.3)
     assert b"RequestTimeout" in _raw(fake, HEAD + b"Content-Length: 100\r\n\r\nAction=", 20)
     _answers(fake)

@@ -344,6 +344,7 @@ def test_the_aws_cli(fake: FakeCloud, tmp_path: Path) -> None:
 def test_it_is_all_there_after_a_restart(start_cloud: Callable[..., FakeCloud], tmp_path: Path) -> None:
     first = start_cloud(tmp_path)
     ids = run(first.client(), 3, ClientToken="kept")
+    first.stop()
     second = start_cloud(tmp_path, port=0)
     assert run(second.client(), 3, ClientToken="kept") == ids
     wait(second.client(), "instance_running", *ids)

@@ -243,6 +243,32 @@ def _snake(name: str) -> str:
     return str(xform_name(name))
 
 
+def test_filters_of_what_is_shown_have_a_meaning(town: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documented filters without a meaning here, each looked at: no answer has what they ask for."""
+    from haneul.services import describe
+
+    ec2, found, documented = town.client(), {}, describe.documented_filters
+    nothing = {_camel(one.operation) for one in __import__("haneul.services.ec2.nothing", fromlist=["_LIST"])._LIST}
+    monkeypatch.setattr(describe, "documented_filters", lambda operation: frozenset())
+    for operation in OPERATIONS.names("ec2"):
+        shape = protocol.operation_model("ec2", operation).input_shape
+        if (
+            shape is None
+            or "Filters" not in shape.members
+            or not operation.startswith("Describe")
+            or operation in nothing
+        ):
+            continue
+        needed = {"Versions": ["$Latest"]} if operation == "DescribeLaunchTemplateVersions" else {}
+        for name in sorted(documented(operation)):
+            try:
+                getattr(ec2, _snake(operation))(Filters=[{"Name": name, "Values": ["x"]}], **needed)
+            except ClientError as error:
+                assert "is invalid" in str(error)
+                found.setdefault(operation, []).append(name)
+    assert found == json.loads((Path(__file__).parent / "filters_of_nothing.json").read_text())
+
+
 def test_limits_of_filters(ec2: Any) -> None:
     with refused("FilterLimitExceeded"):
         ec2.describe_instances(Filters=[{"Name": "vpc-id", "Values": [str(n) for n in range(201)]}])
@@ -441,6 +467,7 @@ def test_client_tokens_everywhere(start_cloud: Callable[..., FakeCloud], tmp_pat
         getattr(ec2, name)(**(parameters | other), ClientToken="t1")
     with refused("InvalidParameterValue"):
         getattr(ec2, name)(**parameters, ClientToken="x" * 65)
+    cloud.stop()
     again = start_cloud(tmp_path, port=0)
     assert call(again.client()) == found[0]
     count = sum(len(r["Instances"]) for r in again.client().describe_instances()["Reservations"])
@@ -500,6 +527,12 @@ class _Changes(RuleBasedStateMachine):
         else:
             self.ec2.start_instances(InstanceIds=[one])
             wait(self.ec2, "instance_running", one)
+
+    @rule(at=st.integers(0, 1))
+    def lost(self, at: int) -> None:
+        """The machine of a stopped instance is gone from its server, with all that was known of it."""
+        if get(self.ec2, self.ids[at])["State"]["Name"] == "stopped":
+            self.cloud.world.remove("machine", self.ids[at])
 
     @rule(port=st.integers(1, 5))
     def rules(self, port: int) -> None:

@@ -179,16 +179,30 @@ def test_a_fleet(ec2: Any) -> None:
     wait(ec2, "instance_terminated", *made["InstanceIds"])
 
 
-def test_a_fleet_below_its_minimum_launches_nothing(ec2: Any) -> None:
+def test_a_fleet_below_its_minimum_launches_nothing(start_cloud: Callable[..., FakeCloud]) -> None:
+    """Two could be launched, three are the least: what was launched is undone."""
+    cloud = start_cloud(quota_instances=2)
+    ec2 = cloud.client()
     _template(ec2, "minimum", InstanceType="t3.micro")
-    config = [{"LaunchTemplateSpecification": {"LaunchTemplateName": "minimum", "Version": "1"},
-               "Overrides": [{"InstanceType": "t3.nano"}, {"InstanceType": "t3.gigantic"}]}]  # fmt: skip
-    before = len(ec2.describe_instances()["Reservations"])
-    answer = _fleet(
-        ec2, 3, [{**config[0], "Overrides": config[0]["Overrides"][1:]}], OnDemandOptions={"MinTargetCapacity": 3}
-    )
+    config = [
+        {
+            "LaunchTemplateSpecification": {"LaunchTemplateName": "minimum", "Version": "1"},
+            "Overrides": [{"InstanceType": "t3.nano"}, {"InstanceType": "t3.small"}],
+        }
+    ]
+    enough = _fleet(ec2, 3, config, OnDemandOptions={"MinTargetCapacity": 2})
+    assert len(enough["Instances"][0]["InstanceIds"]) == 2
+    (shown,) = ec2.describe_fleets(FleetIds=[enough["FleetId"]])["Fleets"]
+    assert (shown["ActivityStatus"], shown["FulfilledCapacity"]) == ("error", 2.0)
+    ids = enough["Instances"][0]["InstanceIds"]
+    ec2.terminate_instances(InstanceIds=ids)
+    wait(ec2, "instance_terminated", *ids)
+    answer = _fleet(ec2, 3, config, OnDemandOptions={"MinTargetCapacity": 3})
     assert answer["Instances"] == [] and answer["Errors"]
-    assert len(ec2.describe_instances()["Reservations"]) == before
+    assert len(ec2.describe_instances()["Reservations"]) == 1
+    with cloud.running.store.read() as tx:
+        (server,) = tx.select(tables.servers)
+    assert (server["reserved_vcpus"], server["reserved_memory_mib"]) == (0, 0)
 
 
 @pytest.mark.parametrize(

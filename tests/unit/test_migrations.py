@@ -37,6 +37,29 @@ def test_an_empty_database_gets_the_same(tmp_path: Path) -> None:
     migrations.upgrade(engine)
 
 
+@pytest.mark.parametrize("begin", [None, "0001"])
+def test_a_migration_that_is_cut_off_has_not_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: str | None
+) -> None:
+    """Also with the store's own connections, which begin no transaction by themselves."""
+    if begin:
+        migrations.walk(_engine(tmp_path / "db"), begin)
+    store = Store.embedded(tmp_path / "db")
+
+    def cut(connection: sa.Connection, *_: object) -> None:
+        connection.execute(sa.text("CREATE TABLE half (x INTEGER)"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "_walk", cut)
+        patch.setattr(tables.metadata, "create_all", cut)
+        with pytest.raises(KeyboardInterrupt):
+            store.migrate()
+    store.migrate()
+    assert _differences(store.engine) == []
+    store.close()
+
+
 @pytest.mark.parametrize("version", ["0001"])
 def test_what_was_stored_before_stays(tmp_path: Path, version: str) -> None:
     engine = _engine(tmp_path / "db")

@@ -83,6 +83,9 @@ def _check(params: Input) -> int:
         raise CloudError("UnsupportedOperation", "haneul has fleets of the type instant only (parameter Type).")
     if not params["LaunchTemplateConfigs"]:
         raise missing("LaunchTemplateConfigs")
+    for name in ("SingleInstanceType", "SingleAvailabilityZone", "MaxTotalPrice", "CapacityReservationOptions"):
+        if params.get("OnDemandOptions", {}).get(name):
+            raise CloudError("UnsupportedOperation", f"haneul does not have OnDemandOptions.{name}.")
     capacity = params["TargetCapacitySpecification"]
     if capacity.get("TargetCapacityUnitType", "units") != "units":
         raise CloudError("UnsupportedOperation", "haneul counts a fleet's capacity in units only.")
@@ -154,7 +157,7 @@ def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
         "FleetId": row["id"],
         "Type": row["kind"],
         "FleetState": "active",
-        "ActivityStatus": "fulfilled" if answer["Instances"] else "error",
+        "ActivityStatus": "fulfilled" if fulfilled >= _check(request) else "error",
         "CreateTime": moment(row["created"]),
         "ClientToken": request.get("ClientToken"),
         "FulfilledCapacity": fulfilled,

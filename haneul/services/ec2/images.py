@@ -167,6 +167,7 @@ def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
 
 _FILTERS = {
     "architecture": "Architecture",
+    "boot-mode": "BootMode",
     "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
     "block-device-mapping.device-name": "BlockDeviceMappings.DeviceName",
     "block-device-mapping.snapshot-id": "BlockDeviceMappings.Ebs.SnapshotId",
@@ -413,9 +414,8 @@ def _change_permissions(ctx: Context, row: Row, add: list[dict[str, str]], remov
         ctx.tx.insert(shared, image_id=row["id"], account=user)
     for user in {one["UserId"] for one in remove if one.get("UserId")}:
         ctx.tx.delete(shared, image_id=row["id"], account=user)
-    groups = [(one, wanted) for listed, wanted in ((add, True), (remove, False)) for one in listed if one.get("Group")]
-    for _, wanted in groups:
-        ctx.tx.update(tables.images, row["id"], public=wanted)
+    if any(one.get("Group") for one in (*add, *remove)):
+        ctx.tx.update(tables.images, row["id"], public=any(one.get("Group") for one in add))
 
 
 @ec2

@@ -40,6 +40,27 @@ _FILTERS = {
     "affinity": "Placement.Affinity",
     "architecture": "Architecture",
     "availability-zone": "Placement.AvailabilityZone",
+    "availability-zone-id": "Placement.AvailabilityZoneId",
+    "capacity-reservation-specification.capacity-reservation-preference": "CapacityReservationSpecification.CapacityReservationPreference",
+    "network-interface.addresses.association.public-dns-name": "NetworkInterfaces.PrivateIpAddresses.Association.PublicDnsName",
+    "network-interface.addresses.private-dns-name": "NetworkInterfaces.PrivateIpAddresses.PrivateDnsName",
+    "network-interface.attachment.network-card-index": "NetworkInterfaces.Attachment.NetworkCardIndex",
+    "network-interface.public-dns-name": "NetworkInterfaces.Association.PublicDnsName",
+    "maintenance-options.auto-recovery": "MaintenanceOptions.AutoRecovery",
+    "metadata-options.state": "MetadataOptions.State",
+    "metadata-options.http-protocol-ipv6": "MetadataOptions.HttpProtocolIpv6",
+    "network-interface.association.public-dns-name": "NetworkInterfaces.Association.PublicDnsName",
+    "network-interface.association.ip-owner-id": "NetworkInterfaces.Association.IpOwnerId",
+    "network-interface.addresses.association.ip-owner-id": "NetworkInterfaces.PrivateIpAddresses.Association.IpOwnerId",
+    "network-interface.attachment.attach-time": "NetworkInterfaces.Attachment.AttachTime",
+    "network-interface.attachment.instance-id": "InstanceId",
+    "network-interface.attachment.instance-owner-id": "NetworkInterfaces.OwnerId",
+    "network-interface.availability-zone": "Placement.AvailabilityZone",
+    "network-interface.private-ip-address": "NetworkInterfaces.PrivateIpAddress",
+    "placement-partition-number": "Placement.PartitionNumber",
+    "private-dns-name-options.enable-resource-name-dns-a-record": "PrivateDnsNameOptions.EnableResourceNameDnsARecord",
+    "private-dns-name-options.enable-resource-name-dns-aaaa-record": "PrivateDnsNameOptions.EnableResourceNameDnsAAAARecord",
+    "private-dns-name-options.hostname-type": "PrivateDnsNameOptions.HostnameType",
     "block-device-mapping.attach-time": "BlockDeviceMappings.Ebs.AttachTime",
     "block-device-mapping.delete-on-termination": "BlockDeviceMappings.Ebs.DeleteOnTermination",
     "block-device-mapping.device-name": "BlockDeviceMappings.DeviceName",
@@ -164,6 +185,8 @@ def describe_instances(ctx: Context, params: Input) -> Output:
 
 _STATUS_FILTERS = {
     "availability-zone": "AvailabilityZone",
+    "availability-zone-id": "AvailabilityZoneId",
+    "attached-ebs-status.status": "AttachedEbsStatus.Status",
     "event.code": "Events.Code",
     "instance-state-code": "InstanceState.Code",
     "instance-state-name": "InstanceState.Name",
@@ -336,10 +359,10 @@ def reboot_instances(ctx: Context, params: Input) -> Output:
 
 
 def _terminate(ctx: Context, row: Row, now: State) -> None:
-    if row["disable_api_termination"]:
-        raise _protected(row, "terminated", "disableApiTermination")
     if now in ("shutting-down", "terminated"):
         return
+    if row["disable_api_termination"]:
+        raise _protected(row, "terminated", "disableApiTermination")
     reason = user_initiated("shutdown", gmt(ctx.now))
     ctx.tx.update(tables.instances, row["id"], power="terminated", ended=ctx.now, **_reason(reason))
 

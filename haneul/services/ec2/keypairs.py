@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from haneul.errors import CloudError, invalid, missing, not_found
 from haneul.services import quotas
 from haneul.services.context import Context, Input, Output, ec2, moment
-from haneul.services.describe import Listing, describe
+from haneul.services.describe import Listing, describe, with_named
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
@@ -173,14 +173,7 @@ _KEYS = Listing(
 
 @ec2
 def describe_key_pairs(ctx: Context, params: Input) -> Output:
-    names = params.get("KeyNames")
-    if names:
-        rows = ctx.tx.among(tables.key_pairs, "name", names, account=ctx.account, region=ctx.region)
-        known = {row["name"]: row["id"] for row in rows}
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise _unknown(unknown)
-        params = params | {"KeyPairIds": [*params.get("KeyPairIds", ()), *known.values()]}
+    params = with_named(ctx, params, _KEYS, "KeyNames", _unknown)
     items = describe(ctx, params, _KEYS, "KeyPairs")["KeyPairs"]
     if not params.get("IncludePublicKey"):
         items = [{name: value for name, value in item.items() if name != "PublicKey"} for item in items]

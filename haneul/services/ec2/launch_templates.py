@@ -12,7 +12,7 @@ from haneul.errors import CloudError, combination, invalid, missing
 from haneul.model.ids import is_id
 from haneul.services import quotas, saved
 from haneul.services.context import Context, Input, Output, ec2, moment
-from haneul.services.describe import Listing, describe, matching, page
+from haneul.services.describe import Listing, describe, matching, page, with_named
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
@@ -99,21 +99,24 @@ def _version(ctx: Context, template: Row, version: str) -> Row:
 # --- views ------------------------------------------------------------------------------------------
 
 
-def _view(ctx: Context, row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
+def _view(row: Row, latest: int, labels: list[dict[str, str]]) -> dict[str, Any]:
     return {
         "LaunchTemplateId": row["id"],
         "LaunchTemplateName": row["name"],
         "CreateTime": moment(row["created"]),
         "CreatedBy": row["created_by"],
         "DefaultVersionNumber": row["default_version"],
-        "LatestVersionNumber": _latest(ctx, row),
+        "LatestVersionNumber": latest,
         "Tags": labels,
     }
 
 
 def _views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
-    labels = tags.of(ctx, [row["id"] for row in rows])
-    return [_view(ctx, row, labels[row["id"]]) for row in rows]
+    ids = [row["id"] for row in rows]
+    labels, version = tags.of(ctx, ids), tables.launch_template_versions.c
+    counted = sa.select(version.template_id, sa.func.max(version.number)).where(version.template_id.in_(ids))
+    latest = dict(ctx.tx.execute(counted.group_by(version.template_id)).all())
+    return [_view(row, latest[row["id"]], labels[row["id"]]) for row in rows]
 
 
 def _shown(ctx: Context, template_id: str) -> dict[str, Any]:
@@ -195,7 +198,8 @@ def create_launch_template_version(ctx: Context, params: Input) -> Output:
     if params.get("SourceVersion"):
         data = saved.loads(_version(ctx, template, params["SourceVersion"])["data"]) | data
     _check_data(data)
-    if len(_versions(ctx, template)) >= ctx.settings.quota_launch_template_versions:
+    counted = sa.select(sa.func.count()).where(tables.launch_template_versions.c.template_id == template["id"])
+    if ctx.tx.execute(counted).scalar() >= ctx.settings.quota_launch_template_versions:
         raise CloudError(
             "LaunchTemplateVersionLimitExceeded", "The launch template has as many versions as it may have."
         )
@@ -259,15 +263,8 @@ _TEMPLATES = Listing(
 
 @ec2
 def describe_launch_templates(ctx: Context, params: Input) -> Output:
-    names = params.get("LaunchTemplateNames")
-    if names:
-        rows = ctx.tx.among(tables.launch_templates, "name", names, account=ctx.account, region=ctx.region)
-        known = {row["name"]: row["id"] for row in rows}
-        for name in names:
-            if name not in known:
-                raise _unknown_name(name)
-        params = params | {"LaunchTemplateIds": [*params.get("LaunchTemplateIds", ()), *known.values()]}
-    return describe(ctx, params, _TEMPLATES, "LaunchTemplates")
+    named = with_named(ctx, params, _TEMPLATES, "LaunchTemplateNames", lambda names: _unknown_name(names[0]))
+    return describe(ctx, named, _TEMPLATES, "LaunchTemplates")
 
 
 _DATA = "LaunchTemplateData"
@@ -336,7 +333,9 @@ def get_launch_template_data(ctx: Context, params: Input) -> Output:
                 "VolumeSize": disk["size_gib"],
                 "VolumeType": disk["kind"],
                 "Encrypted": False,
-            },
+            }
+            | ({"Iops": disk["iops"]} if disk["kind"] in ("gp3", "io1", "io2") else {})
+            | ({"Throughput": disk["throughput"]} if disk["kind"] == "gp3" else {}),
         }
         for device, disk in sorted(disks.items())
     ]

@@ -12,7 +12,7 @@ from typing import Any
 from haneul.errors import CloudError, combination, invalid, missing
 from haneul.services import placement, quotas
 from haneul.services.context import Context, Input, Output, ec2
-from haneul.services.describe import Listing, describe
+from haneul.services.describe import Listing, describe, with_named
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
@@ -189,12 +189,5 @@ _GROUPS = Listing(
 
 @ec2
 def describe_placement_groups(ctx: Context, params: Input) -> Output:
-    names = params.get("GroupNames")
-    if names:
-        rows = ctx.tx.among(tables.placement_groups, "name", names, account=ctx.account, region=ctx.region)
-        known = {row["name"]: row["id"] for row in rows}
-        for name in names:
-            if name not in known:
-                raise _unknown([name])
-        params = params | {"GroupIds": [*params.get("GroupIds", ()), *known.values()]}
-    return {"PlacementGroups": describe(ctx, params, _GROUPS, "PlacementGroups")["PlacementGroups"]}
+    named = with_named(ctx, params, _GROUPS, "GroupNames", _unknown)
+    return {"PlacementGroups": describe(ctx, named, _GROUPS, "PlacementGroups")["PlacementGroups"]}

@@ -15,7 +15,7 @@ from haneul.model.ids import is_id
 from haneul.model.network import Direction, Rule, normal_cidr, normal_cidr6, normal_ports, normal_protocol
 from haneul.services import quotas
 from haneul.services.context import Context, Input, Output, ec2
-from haneul.services.describe import Listing, describe, require
+from haneul.services.describe import Listing, describe, require, with_named
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
@@ -273,7 +273,6 @@ def _authorize(ctx: Context, params: Input, direction: Direction) -> Output:
         # Rules are shown in the order in which they were given.
         created.append(_insert_rule(ctx, group["id"], rule, description, ctx.now + len(created) * 1e-6))
         tags.put(ctx, created[-1], wanted_tags)
-    ctx.tx.update(tables.security_groups, group["id"])
     rows = {row["id"]: row for row in ctx.own(tables.security_group_rules, group_id=group["id"])}
     labels = tags.of(ctx, created)
     return {"Return": True, "SecurityGroupRules": [_rule_view(ctx, rows[one], labels[one]) for one in created]}
@@ -314,7 +313,6 @@ def _revoke(ctx: Context, params: Input, direction: Direction) -> Output:
     for row in gone:
         ctx.tx.delete(tables.security_group_rules, id=row["id"])
         tags.remove_all(ctx, row["id"])
-    ctx.tx.update(tables.security_groups, group["id"])
     return {"Return": True, "UnknownIpPermissions": []}
 
 
@@ -345,6 +343,7 @@ def _permission_filters() -> dict[str, str]:
             f"{prefix}.cidr": f"{field}.IpRanges.CidrIp",
             f"{prefix}.from-port": f"{field}.FromPort",
             f"{prefix}.group-id": f"{field}.UserIdGroupPairs.GroupId",
+            f"{prefix}.group-name": f"{field}.UserIdGroupPairs.GroupName",
             f"{prefix}.ipv6-cidr": f"{field}.Ipv6Ranges.CidrIpv6",
             f"{prefix}.protocol": f"{field}.IpProtocol",
             f"{prefix}.to-port": f"{field}.ToPort",
@@ -399,21 +398,10 @@ _GROUPS = Listing(
 
 @ec2
 def describe_security_groups(ctx: Context, params: Input) -> Output:
-    return describe(ctx, _with_named(ctx, params), _GROUPS, "SecurityGroups")
-
-
-def _with_named(ctx: Context, params: Input) -> Input:
-    """Names mean groups of the default VPC, as ids do."""
-    names = params.get("GroupNames")
-    if not names:
-        return params
-    known = {row["name"]: row["id"] for row in ctx.tx.among(
-        tables.security_groups, "name", names, account=ctx.account, region=ctx.region, vpc_id=default_vpc(ctx)["id"]
-    )}  # fmt: skip
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise _unknown(unknown)
-    return params | {"GroupIds": [*params.get("GroupIds", ()), *(known[name] for name in names)]}
+    """Names mean groups of the default VPC."""
+    equal = {"vpc_id": default_vpc(ctx)["id"]} if params.get("GroupNames") else {}
+    named = with_named(ctx, params, _GROUPS, "GroupNames", _unknown, **equal)
+    return describe(ctx, named, _GROUPS, "SecurityGroups")
 
 
 def _rule_views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from haneul.store.tables import metadata
 
@@ -13,33 +15,46 @@ HEAD = "0002"
 
 
 def upgrade(engine: Engine) -> None:
-    """To `HEAD`, in one transaction where the database can. An empty database gets the tables as they are now."""
-    current = _current(engine)
-    if current == HEAD:
-        return
-    if current is None:
-        with engine.begin() as connection:
+    """To `HEAD`. An empty database gets the tables as they are now. Killed in between, nothing has happened."""
+    with _transaction(engine) as connection:
+        current = _current(connection)
+        if current == HEAD:
+            return
+        if current is None:
             metadata.create_all(connection)
             connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
             connection.execute(sa.text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
-        return
-    walk(engine)
+        else:
+            _walk(connection, "head")
 
 
-def walk(engine: Engine, to: str = "head") -> None:
+def walk(engine: Engine, to: str) -> None:
     """Migration by migration, from whatever version there is."""
+    with _transaction(engine) as connection:
+        _walk(connection, to)
+
+
+def _walk(connection: Connection, to: str) -> None:
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["connection"] = connection
+    command.upgrade(config, to)
+
+
+@contextmanager
+def _transaction(engine: Engine) -> Iterator[Connection]:
+    """sqlite3 begins no transaction for DDL by itself, and the store's connections begin none at all."""
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, to)
+        driver = connection.connection.dbapi_connection
+        if engine.dialect.name == "sqlite" and driver is not None and not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
 
 
-def _current(engine: Engine) -> str | None:
-    if not sa.inspect(engine).has_table("alembic_version"):
+def _current(connection: Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
         return None
-    with engine.connect() as connection:
-        return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
