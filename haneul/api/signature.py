@@ -152,12 +152,17 @@ def _headers_are_signed(request: Request, scope: Scope) -> bool:
     return all(name in names for name in request.headers if name.startswith("x-amz-") and name not in _UNSIGNED)
 
 
+def _has_session_token(request: Request) -> bool:
+    """haneul gives no temporary credentials: whoever shows a token of them has credentials of somewhere else."""
+    return "x-amz-security-token" in request.headers or any(name == "X-Amz-Security-Token" for name, _ in request.query)
+
+
 def verify(request: Request, scope: Scope, secret: str | None, now: dt.datetime) -> None:
     """`secret` is that of the scope's access key, None where there is no such key.
 
     Raises `CloudError`: AuthFailure or RequestExpired.
     """
-    if secret is None:
+    if secret is None or _has_session_token(request):
         raise _refuse()
     if not _headers_are_signed(request, scope):
         raise _refuse()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import http.client
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
+from haneul.api import signature
+from haneul.errors import CloudError
 from tests.conformance.conftest import FakeCloud
 
 BODY = "Action=DescribeRegions&Version=2016-11-15"
@@ -82,9 +85,34 @@ def test_a_presigned_get_works_until_it_expires(fake: FakeCloud) -> None:
     assert status == 401 and "AuthFailure" in text
 
 
-def test_skew_is_refused(fake: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datetime as dt
+def test_a_session_token_is_refused(fake: FakeCloud) -> None:
+    """There are no temporary credentials here: a token comes from another cloud, in whatever way it is sent."""
+    with pytest.raises(ClientError, match="AuthFailure"):
+        fake.client(aws_session_token="token").describe_regions()
+    credentials = Credentials(*fake.identity.read_credentials(), token="token")
+    request = AWSRequest("GET", f"{fake.endpoint}/?{BODY}")
+    SigV4QueryAuth(credentials, "ec2", "us-east-1", expires=60).add_auth(request)
+    path = str(request.prepare().url).removeprefix(fake.endpoint)
+    assert "X-Amz-Security-Token" in path and _send(fake, "GET", path)[0] == 401
 
+
+def test_a_replay_outside_the_window_is_refused(fake: FakeCloud) -> None:
+    """The same bytes, sent again: good within a quarter of an hour of their time, refused before and after it."""
+    headers = {name.lower(): value for name, value in _signed(fake).items()}
+    headers["host"] = fake.endpoint.removeprefix("http://")
+    request = signature.Request("POST", "/", (), headers, BODY.encode())
+    scope = signature.read_scope(request)
+    assert scope is not None
+    _, secret = fake.identity.read_credentials()
+    for minutes in (-14, 0, 14):
+        signature.verify(request, scope, secret, scope.time + dt.timedelta(minutes=minutes))
+    for minutes in (-16, 16, 60 * 24):
+        with pytest.raises(CloudError) as error:
+            signature.verify(request, scope, secret, scope.time + dt.timedelta(minutes=minutes))
+        assert error.value.code == "RequestExpired"
+
+
+def test_skew_is_refused(fake: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
     import botocore.auth
 
     late = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
