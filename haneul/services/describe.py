@@ -354,13 +354,13 @@ def _tagged(ctx: Context, name: str, values: Sequence[str]) -> list[str]:
 
 
 def _related(ctx: Context, one: Related, values: Sequence[str]) -> list[str]:
-    where = [one.names != "", *_own(ctx, one.names.table)]
     if _is_exact(values) and isinstance(one.value.type, sa.String):
-        return list(
-            ctx.tx.execute(sa.select(one.names).where(*where, one.value.in_([v for v in values if v]))).scalars()
-        )
+        # Not within the scope: the value's own index is better, and the resources are asked for within it anyway.
+        chosen = one.value.in_([value for value in values if value])
+        return list(ctx.tx.execute(sa.select(one.names).where(one.names != "", chosen)).scalars())
     matches = _any_of(values)
-    found = ctx.tx.execute(sa.select(one.names, one.value).where(*where, one.value.is_not(None)))
+    where = [one.names != "", *_own(ctx, one.names.table), one.value.is_not(None)]
+    found = ctx.tx.execute(sa.select(one.names, one.value).where(*where))
     return [owner for owner, value in found if any(map(matches, one.texts(value)))]
 
 
@@ -385,6 +385,8 @@ def _light(
     ctx: Context, listing: Listing, plan: _Plan, wanted: Sequence[str], after: str, limit: int | None
 ) -> list[Row]:
     """The candidates in order, with no more columns than are needed to choose among them."""
+    if plan.ids is not None and not plan.ids:
+        return []
     table = listing.table
     columns = tuple(dict.fromkeys(("id", "version", "created", *listing.light, *sorted(plan.columns))))
     few = wanted and len(wanted) <= IN_CHUNK
@@ -400,8 +402,12 @@ def _light(
             conditions.append(sa.tuple_(table.c.created, table.c.id) > sa.tuple_(created, last))
         statement = sa.select(*(table.c[name] for name in columns)).where(*conditions)
         cut = None if plan.rows or plan.views or (wanted and not few) else limit
-        found = ctx.tx.execute(statement.order_by(table.c.created, table.c.id).limit(cut))
+        # Asked for the order, SQLite would walk through the whole scope in it rather than use a condition's index.
+        if cut is not None or not plan.conditions:
+            statement = statement.order_by(table.c.created, table.c.id).limit(cut)
+        found = ctx.tx.execute(statement)
     rows = [dict(zip(columns, row, strict=True)) for row in found.all()]
+    rows.sort(key=lambda row: (row["created"], row["id"]))
     if wanted and not few:
         chosen = set(wanted)
         rows = [row for row in rows if row["id"] in chosen]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -274,6 +275,57 @@ def test_limits_of_filters(ec2: Any) -> None:
         ec2.describe_instances(Filters=[{"Name": "vpc-id", "Values": [str(n) for n in range(201)]}])
     with refused("InvalidParameterValue"):
         ec2.describe_instances(Filters=[{"Name": "vpc-id", "Values": []}])
+
+
+def _plans(cloud: FakeCloud, call: Callable[[], Any]) -> list[str]:
+    """How SQLite finds the rows of every SELECT of a call."""
+    seen: list[tuple[str, Any]] = []
+    engine = cloud.running.store.engine
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT") and "FROM" in statement:
+            seen.append((statement, parameters))
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        call()
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+    with engine.connect() as connection:
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        plans = [
+            driver.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall() for statement, parameters in seen
+        ]
+    return [str(row[3]) for plan in plans for row in plan]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "index"),
+    [
+        ({"InstanceIds": ["$id"]}, "sqlite_autoindex_instances_1"),
+        ({"Filters": [{"Name": "tag:Name", "Values": ["web"]}]}, "ix_tags_value"),
+        ({"Filters": [{"Name": "private-ip-address", "Values": ["172.31.0.9"]}]}, "ix_interfaces_address"),
+        ({"Filters": [{"Name": "ip-address", "Values": ["198.18.0.9"]}]}, "sqlite_autoindex_interfaces"),
+        (
+            {"Filters": [{"Name": "network-interface.network-interface-id", "Values": ["eni-1"]}]},
+            "sqlite_autoindex_interfaces_1",
+        ),
+        ({"Filters": [{"Name": "reservation-id", "Values": ["r-1"]}]}, "ix_instances_reservation"),
+        ({"Filters": [{"Name": "image-id", "Values": [AMI]}]}, "ix_instances_"),
+        ({"MaxResults": 5}, "ix_instances_scope"),
+    ],
+)
+def test_an_index_serves_where_it_can(
+    start_cloud: Callable[..., FakeCloud], town: FakeCloud, parameters: dict[str, Any], index: str
+) -> None:
+    ec2 = town.client()
+    one = _all(ec2, "describe_instances")[0]["InstanceId"]
+    parameters = json.loads(json.dumps(parameters).replace("$id", one))
+    plans = _plans(town, lambda: ec2.describe_instances(**parameters))
+    mine = [plan for plan in plans if "SCAN" in plan and not re.search("access_keys|servers|revision", plan)]
+    assert not mine, mine
+    assert any(index in plan for plan in plans), plans
 
 
 # --- pages ------------------------------------------------------------------------------------------

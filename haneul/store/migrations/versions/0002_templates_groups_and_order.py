@@ -81,9 +81,10 @@ def upgrade() -> None:
     op.create_index('ix_placement_groups_scope', 'placement_groups', ['account', 'region', 'created', 'id'], unique=False)
     op.add_column('instances', sa.Column('placement_group', sa.Text(), nullable=False, server_default=''))
     op.add_column('instances', sa.Column('partition_number', sa.Integer(), nullable=False, server_default='0'))
-    op.create_index('ix_instances_image', 'instances', ['image_id'], unique=False)
-    op.create_index('ix_instances_reservation', 'instances', ['reservation_id'], unique=False)
-    op.create_index('ix_instances_subnet', 'instances', ['subnet_id'], unique=False)
+    op.create_index('ix_interfaces_address', 'interfaces', ['address'], unique=False)
+    op.create_index('ix_interfaces_vpc', 'interfaces', ['vpc_id'], unique=False)
+    op.create_index('ix_instances_image', 'instances', ['account', 'region', 'image_id'], unique=False)
+    op.create_index('ix_instances_reservation', 'instances', ['account', 'region', 'reservation_id'], unique=False)
     op.create_index('ix_tags_value', 'tags', ['account', 'region', 'key', 'value'], unique=False)
     op.create_table('usage',
     sa.Column('account', sa.String(length=12), nullable=False),
