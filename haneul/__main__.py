@@ -151,6 +151,9 @@ class Lifecycle(cli.Lifecycle):
         drivers = _make_drivers(settings, who)
         async with cloud.start(settings, who, drivers, store.catalogue, daemon.control_path(settings.data)) as running:
             daemon.share_with_invoker(settings.data, os.environ)
+            # What is there now stays: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
             log.info("serving on %s", running.settings.endpoint)
             if ready_fd is None:
                 print(f"haneul serves on {running.settings.endpoint} (Ctrl-C stops it; instances go on)", flush=True)

@@ -301,7 +301,11 @@ def _text_of(shape: Shape) -> Callable[[Any], str]:
         return lambda value: str(int(value))
     if kind in ("float", "double"):
         return lambda value: repr(float(value))
-    return lambda value: escape(str(value))
+    return lambda value: escape(value if type(value) is str else str(value))
+
+
+def _is_group(shape: Shape) -> bool:
+    return shape.type_name in ("structure", "list", "map")
 
 
 def _leaf(text: Callable[[Any], str]) -> Write:
@@ -331,8 +335,9 @@ class _Serialiser:
         return self.writers[name]
 
     def _structure(self, shape: StructureShape) -> Write:
+        # Most members are scalars: those are one text each, without a call for the element around it.
         members = [
-            (name, f"<{wire}>", f"</{wire}>", self.writer(member))
+            (name, f"<{wire}>", f"</{wire}>", self.writer(member), None if _is_group(member) else _text_of(member))
             for name, member in shape.members.items()
             for wire in (member.serialization.get("name", name),)
         ]
@@ -342,12 +347,16 @@ class _Serialiser:
                 out.append(value.text)
                 return
             find = value.get  # type: ignore[union-attr]
-            for name, opening, closing, inner in members:
+            for name, opening, closing, inner, text in members:
                 item = find(name)
-                if item is not None:
-                    out.append(opening)
-                    inner(item, out)
-                    out.append(closing)
+                if item is None:
+                    continue
+                if text is not None:
+                    out.append(opening + text(item) + closing)
+                    continue
+                out.append(opening)
+                inner(item, out)
+                out.append(closing)
 
         return write
 
