@@ -42,9 +42,9 @@ CHECKS_AT_ONCE = 50
 def _pause(cpu: float) -> float:
     """How long to rest after a pass that took `cpu` seconds of this process's time.
 
-    A small cloud's passes follow each other at once; a large one's leave three quarters of the time to the API.
+    A small cloud's passes follow each other at once; a large one's leave nine tenths of the time to the API.
     """
-    return min(1.0, max(0.0, 3 * cpu - 0.03))
+    return min(1.0, 9 * max(0.0, cpu - 0.02))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from haneul.store import tables
 
 Row = Mapping[str, Any]
 IN_CHUNK = 500
+#: Page caches of SQLite, KiB for each connection.
+WRITER_KIB, READER_KIB = 8000, 400
 
 
 def _configure_sqlite(engine: Engine) -> None:
@@ -31,8 +33,8 @@ def _configure_sqlite(engine: Engine) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA busy_timeout=20000")
-        # Every thread has a connection: the pages that the system keeps are enough for all of them.
-        connection.execute("PRAGMA cache_size=-400")
+        # A launch touches a page of every index: what does not fit is written twice.
+        connection.execute(f"PRAGMA cache_size=-{WRITER_KIB}")
 
 
 @cache
@@ -241,7 +243,10 @@ class Store:
         known: tuple[Connection, Any] | None = getattr(self._readers, "one", None)
         if known is None:
             connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            known = self._readers.one = (connection, connection.connection.dbapi_connection)
+            driver: Any = connection.connection.dbapi_connection
+            # Every thread has one: the pages that the system keeps are enough for all of them.
+            driver.execute(f"PRAGMA cache_size=-{READER_KIB}")
+            known = self._readers.one = (connection, driver)
         return known
 
     @contextmanager
