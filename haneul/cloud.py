@@ -232,7 +232,7 @@ async def start(
     loop = asyncio.get_running_loop()
     listener = _listen(settings)
     settings = replace(settings, port=listener.getsockname()[1])
-    store = Store(settings.database_url)
+    store = Store(settings.database_url, settings.is_durable)
     await asyncio.to_thread(store.migrate)
     _first_account(store, settings, identity)
     agent: Agent | None = None

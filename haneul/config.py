@@ -50,7 +50,10 @@ class Settings:
     uplink: Literal["none", "nat"] = _setting("none", "`nat` lets guests reach beyond this machine")
     account: str = _setting("000000000000", "the account of the keys that the first start makes")
     region: str = _setting("us-east-1", "the region that `haneul env` names")
-    database: str = _setting("", "database URL (default: SQLite in DATA)")
+    database: str = _setting("", "database URL: `postgresql://…` (default: SQLite in DATA)")
+    durable: Literal["auto", "yes", "no"] = _setting(
+        "auto", "what was answered survives a power cut (`auto`: yes, but for fake drivers)"
+    )
     unknown_image: str = _setting("refuse", "`refuse`, or the name of the image that stands in for an unknown AMI id")
     public_pool: str = _setting("auto", "CIDR of the public addresses (`auto`: a /23 of 198.18.0.0/15, by DATA)")
     stop_seconds: int = _setting(90, "how long a guest may take to shut down before it is forced")
@@ -77,6 +80,10 @@ class Settings:
     @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.data / 'haneul.db'}"
+
+    @property
+    def is_durable(self) -> bool:
+        return self.durable == "yes" or (self.durable == "auto" and self.drivers != "fake")
 
     @property
     def endpoint(self) -> str:

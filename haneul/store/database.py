@@ -1,13 +1,14 @@
 """Transactions over the tables.
 
 SQLite runs with WAL, and every write transaction begins IMMEDIATE: the second writer waits, it never
-fails half-way. On PostgreSQL the same statements run under SERIALIZABLE-safe conditional updates
-(capacity) and unique constraints (addresses, names, tokens).
+fails half-way. On PostgreSQL an advisory lock gives the same order, among all that share the database, and readers
+see a snapshot (REPEATABLE READ). So an operation is written once, for one writer at a time, and is never tried again.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,16 +23,18 @@ from haneul.store import tables
 
 Row = Mapping[str, Any]
 IN_CHUNK = 500
+#: The one writer's lock on PostgreSQL (any number that no other program uses in this database).
+WRITER_LOCK = 0x68616E65756C
 #: Page caches of SQLite, KiB for each connection.
 WRITER_KIB, READER_KIB = 8000, 400
 
 
-def _configure_sqlite(engine: Engine) -> None:
+def _configure_sqlite(engine: Engine, synchronous: str) -> None:
     @event.listens_for(engine, "connect")
     def _(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA busy_timeout=20000")
         # A launch touches a page of every index: what does not fit is written twice.
         connection.execute(f"PRAGMA cache_size=-{WRITER_KIB}")
@@ -186,16 +189,26 @@ class Transaction:
 
 
 class Store:
-    """`url` is a SQLAlchemy database URL. `on_commit` is called after each commit that wakes."""
+    """`url` is a SQLAlchemy database URL. `on_commit` is called after each commit that wakes.
 
-    def __init__(self, url: str) -> None:
+    `durable`: what was answered survives a power cut. Without it SQLite loses the last commits then (never a part of
+    one), which a cloud of fake machines can bear. A killed process loses nothing in either case.
+    """
+
+    def __init__(self, url: str, durable: bool = True) -> None:
+        # The one driver that haneul brings along.
+        url = re.sub("^postgres(ql)?://", "postgresql+pg8000://", url)
         self.url = url
         self._sqlite = url.startswith("sqlite")
         # More connections than the API has worker threads: none of them ever waits for one.
         self.engine = sa.create_engine(url, pool_size=16, max_overflow=64)
         if self._sqlite:
             self._only_for_us()
-            _configure_sqlite(self.engine)
+            _configure_sqlite(self.engine, "FULL" if durable else "NORMAL")
+        self._snapshots = self.engine
+        if not self._sqlite:
+            options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            self._snapshots = self.engine.execution_options(**options)
         self._listeners: list[Callable[[], None]] = []
         # SQLite has one writer; waiting on a lock of ours is fair and cheap, its busy handler polls.
         self._writer = threading.Lock()
@@ -225,7 +238,7 @@ class Store:
     def read(self) -> Iterator[Transaction]:
         """A consistent view; nothing can be written. SQLite's threads keep a connection each for reading."""
         if not self._sqlite:
-            with self.engine.connect() as connection:
+            with self._snapshots.connect() as connection:
                 try:
                     yield Transaction(connection, writable=False)
                 finally:
@@ -255,6 +268,8 @@ class Store:
         with self._writer if self._sqlite else nullcontext(), self.engine.connect() as connection:
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK)))
             tx = Transaction(connection, writable=True)
             try:
                 yield tx

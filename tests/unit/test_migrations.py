@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from haneul.config import Settings
+from haneul.services import ec2  # noqa: F401 - fills the table of operations
+from haneul.services.context import Caller
+from haneul.services.dispatch import Cloud
 from haneul.store import migrations, tables
 from haneul.store.database import Store
 
@@ -60,14 +68,51 @@ def test_a_migration_that_is_cut_off_has_not_happened(
     store.close()
 
 
-@pytest.mark.parametrize("version", ["0001"])
-def test_what_was_stored_before_stays(tmp_path: Path, version: str) -> None:
-    engine = _engine(tmp_path / "db")
-    migrations.walk(engine, version)
-    with engine.begin() as connection:
-        connection.execute(sa.text("INSERT INTO accounts (id, name, created) VALUES ('123456789012', 'old', 1.0)"))
+RELEASED = sorted(path.stem for path in (Path(__file__).parent / "released").glob("*.sql"))
+
+
+def _released(path: Path, version: str) -> None:
+    """A database that haneul wrote when `version` was its schema: a cloud in use, as sqlite3's dump."""
+    text = (Path(__file__).parent / "released" / f"{version}.sql").read_text()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(text)
+
+
+def test_there_is_a_database_of_every_version() -> None:
+    versions = Path(migrations.__file__).parent / "versions"
+    assert RELEASED == sorted(path.stem.partition("_")[0] for path in versions.glob("0*.py"))
+
+
+@pytest.mark.parametrize("version", RELEASED)
+def test_a_cloud_of_every_released_version_lives_on(tmp_path: Path, version: str) -> None:
+    """Walked up, it has the schema of now, and the operations find in it what was there and work with it."""
+    _released(tmp_path / "db", version)
     store = Store.embedded(tmp_path / "db")
     store.migrate()
-    with store.read() as tx:
-        assert [row["name"] for row in tx.select(tables.accounts)] == ["old"]
+    assert _differences(store.engine) == []
+    caller = Caller("000000000000", "us-east-1", "")
+    cloud = Cloud(
+        store, Settings(data=tmp_path, drivers="fake", public_pool="198.18.0.0/23", auth="open"), None, time.time
+    )  # type: ignore[arg-type]
+
+    def call(name: str, **params: object) -> dict[str, Any]:
+        return cloud.call("ec2", name, caller, params)
+
+    found = [one for r in call("DescribeInstances")["Reservations"] for one in r["Instances"]]
+    named = [one for one in found if {"Key": "Name", "Value": "web 한"} in one.get("Tags", [])]
+    assert sorted(one["State"]["Name"] for one in named) == ["running", "stopped", "terminated"]
+    (group,) = call("DescribeSecurityGroups", Filters=[{"Name": "group-name", "Values": ["web"]}])["SecurityGroups"]
+    assert len(group["IpPermissions"]) == 2
+    assert call("DescribeKeyPairs")["KeyPairs"][0]["KeyName"] == "old"
+    (stopped,) = [one["InstanceId"] for one in named if one["State"]["Name"] == "stopped"]
+    call("StartInstances", InstanceIds=[stopped])
+    again = {
+        "ImageId": "ami-0123456789abcdef0",
+        "MinCount": 1,
+        "MaxCount": 1,
+        "KeyName": "old",
+        "SecurityGroupIds": [group["GroupId"]],
+    }
+    call("RunInstances", **again)
+    call("TerminateInstances", InstanceIds=[one["InstanceId"] for one in found])
     store.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
+from haneul.store.database import WRITER_LOCK
 from haneul.store.tables import metadata
 
 HEAD = "0002"
@@ -51,6 +52,9 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
         driver = connection.connection.dbapi_connection
         if engine.dialect.name == "sqlite" and driver is not None and not driver.in_transaction:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+        elif engine.dialect.name == "postgresql":
+            # Two haneuls that start at once must not both make the tables.
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK)))
         yield connection
 
 
