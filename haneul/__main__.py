@@ -134,11 +134,12 @@ class Lifecycle(cli.Lifecycle):
         import uvloop
 
         from haneul import identity
+        from haneul.api.app import REQUEST
 
         self._prepare(settings)
         lock = daemon.be_the_only_one(settings.data)
         who = identity.ensure(settings.data)
-        daemon.log_to_file(settings.data)
+        daemon.log_to_file(settings.data, settings.log_format, REQUEST.get)
         _tune()
         with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve(settings, who, ready_fd))

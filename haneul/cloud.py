@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 
 import uvicorn
 
+from haneul import __version__
 from haneul.agent.agent import Agent, Drivers
 from haneul.agent.link import LocalLink
 from haneul.api.app import Api, Key, make_app
@@ -26,6 +28,8 @@ from haneul.config import Settings
 from haneul.drivers.interface import Console, DriverError, Screenshotter
 from haneul.errors import CloudError, SettingsError
 from haneul.identity import Identity
+from haneul.journal import AUDIT, EVENTS, Journal, moment
+from haneul.metrics import Gauges, Metrics
 from haneul.model.image import CatalogueImage
 from haneul.reconcile.assign import Signer
 from haneul.reconcile.control import Control
@@ -115,9 +119,17 @@ class Running:
     loop: asyncio.AbstractEventLoop
     identity: Identity
     identities: StoredIdentities
+    metrics: Metrics
+    audit: Journal
 
     def accounts(self, what: str, arguments: dict[str, str]) -> Any:
         """`haneul account …`. Raises `CloudError`."""
+        done = self._accounts(what, arguments)
+        if what != "list":
+            self.audit.write(_by_owner(f"{what.title()}Account", arguments | {"account": done["account"]}))
+        return done
+
+    def _accounts(self, what: str, arguments: dict[str, str]) -> Any:
         now = time.time()
         if what == "list":
             with self.store.read() as tx:
@@ -140,6 +152,19 @@ class Running:
             # The key of `haneul env` was one of those that are void now.
             self.identity.write_credentials(done["access_key"], done["secret"])
         return done
+
+    def gauges(self) -> Gauges:
+        """What /metrics tells of the store."""
+        with self.store.read() as tx:
+            servers, instances = tx.select(tables.servers), tx.select(tables.instances)
+        states = Counter(state_of(row) for row in instances)
+        yield "haneul_instances", "Instances by state.", ("state",), [((one,), float(n)) for one, n in states.items()]
+        for kind in ("vcpus", "memory_mib"):
+            for column, text in ((kind, "may promise"), (f"reserved_{kind}", "has promised")):
+                samples = [((row["id"],), float(row[column])) for row in servers]
+                yield f"haneul_server_{column}", f"What a server {text} to instances.", ("server",), samples
+        yield "haneul_problems", "What the last pass could not do.", (), [((), float(len(self.agent.problems)))]
+        yield "haneul_lost_records", "Lines that could not be written.", (), [((), float(self.audit.lost))]
 
     def status(self) -> dict[str, Any]:
         """What `haneul status` shows."""
@@ -186,6 +211,35 @@ class Running:
             "instances": shown,
             "problems": self.agent.problems,
         }
+
+
+def _by_owner(name: str, arguments: dict[str, str]) -> dict[str, Any]:
+    """An audit record of what came through the control socket, which only the owner of this haneul can open."""
+    return {
+        "eventVersion": "1.09",
+        "userIdentity": {"type": "Owner"},
+        "eventTime": moment(time.time()),
+        "eventSource": "haneul",
+        "eventName": name,
+        "requestParameters": arguments,
+        "readOnly": False,
+    }
+
+
+class Teller:
+    """Takes what happened to the events' file and to the metrics."""
+
+    def __init__(self, journal: Journal, metrics: Metrics) -> None:
+        self._journal = journal
+        self._metrics = metrics
+
+    def tell(self, event: dict[str, Any]) -> None:
+        if event["event"] == "state":
+            self._metrics.state(event["now"])
+        if event["event"] == "boot":
+            for span in event["spans"]:
+                self._metrics.launch_step(span["name"], span["ended"] - event["ordered"])
+        self._journal.write(event | {"time": moment(event["time"])})
 
 
 def _first_account(store: Store, settings: Settings, identity: Identity) -> None:
@@ -247,20 +301,36 @@ async def start(
     )
     # Fake machines have nobody inside who could read documents, and making them is most of what a launch costs.
     signer = Signer(identity.sign if settings.drivers != "fake" else None, identity.ssh_public)
-    control = Control(store, settings, signer, time.time, catalogue)
+    audit = Journal(settings.data / AUDIT, (settings.audit_mib << 20) // 4, 3)
+    events = Journal(settings.data / EVENTS, 8 << 20, 1)
+    metrics = Metrics()
+    teller = Teller(events, metrics)
+    control = Control(store, settings, signer, time.time, catalogue, teller.tell)
     agent = Agent(LocalLink(control, SERVER_ID), drivers, SERVER_ID)
     store.on_commit(wake)
     await asyncio.to_thread(control.sweep)
     identities = StoredIdentities(store)
-    running = Running(settings, cloud, control, agent, store, loop, identity, identities)
-    api = Api(cloud, identities, settings.auth == "open", settings.account, settings.region, time.time)
+    running = Running(settings, cloud, control, agent, store, loop, identity, identities, metrics, audit)
+    metrics.gauges = running.gauges
+    teller.tell({"time": time.time(), "event": "start", "endpoint": settings.endpoint, "version": __version__})
+    api = Api(
+        cloud,
+        identities,
+        settings.auth == "open",
+        settings.account,
+        settings.region,
+        time.time,
+        metrics,
+        audit.write,
+        settings.audit,
+    )
     await agent.introduce()
     servers = [(_Server(_uvicorn(make_app(api))), listener)]
     if control_socket is not None:
         app = make_control(running.status, running.accounts)
         servers.append((_Server(_uvicorn(app)), _unix(control_socket)))
     tasks = [asyncio.create_task(server.serve(sockets=[one])) for server, one in servers]
-    tasks += [asyncio.create_task(agent.run()), asyncio.create_task(_sweeps(control))]
+    tasks += [asyncio.create_task(one) for one in (agent.run(), _sweeps(control), metrics.loop.watch())]
     try:
         while not all(server.started for server, _ in servers):
             await asyncio.sleep(0.01)
@@ -273,6 +343,9 @@ async def start(
         await asyncio.gather(*tasks, return_exceptions=True)
         api.close()
         await asyncio.to_thread(store.close)
+        teller.tell({"time": time.time(), "event": "stop"})
+        for journal in (audit, events):
+            await asyncio.to_thread(journal.close)
 
 
 def _uvicorn(app: Any) -> uvicorn.Config:

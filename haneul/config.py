@@ -71,6 +71,9 @@ class Settings:
     quota_launch_templates: int = _setting(5000, "launch templates of one account in one region")
     quota_launch_template_versions: int = _setting(10000, "versions of one launch template")
     forms_mib: int = _setting(96, "memory for answers' parts that are kept until their resource changes")
+    log_format: Literal["text", "json"] = _setting("text", "form of the lines of haneul's log")
+    audit: Literal["off", "writes", "all"] = _setting("writes", "which calls DATA/audit.jsonl records")
+    audit_mib: int = _setting(256, "disk space for the audit, at most; the oldest records go first")
     terminated_seconds: int = _setting(3600, "how long a terminated instance stays describable")
 
     @property

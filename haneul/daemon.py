@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import logging.handlers
 import os
@@ -12,11 +13,13 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from haneul.drivers import locks
 from haneul.errors import SettingsError
+from haneul.journal import moment
 
 STOP_SECONDS = 20.0
 
@@ -59,12 +62,47 @@ def share_with_invoker(data: Path, environment: Mapping[str, str]) -> None:
                 os.chown(path, int(uid), -1, follow_symlinks=False)
 
 
-def log_to_file(data: Path) -> None:
+def log_to_file(data: Path, form: Literal["text", "json"], request: Callable[[], str]) -> None:
+    """`request` gives the id of the request that is being answered, which every line of its has."""
+    # Only for its owner: it names accounts and what they do.
+    descriptor = os.open(log_path(data), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    os.close(descriptor)
+    log_path(data).chmod(0o600)
     handler = logging.handlers.RotatingFileHandler(log_path(data), maxBytes=4 << 20, backupCount=2)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Lines(request) if form == "json" else Plain(request))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("alembic", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Plain(logging.Formatter):
+    def __init__(self, request: Callable[[], str]) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s [%(request)s]: %(message)s")
+        self._request = request
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.request = self._request()
+        return super().format(record)
+
+
+class Lines(logging.Formatter):
+    """One JSON object for each record."""
+
+    def __init__(self, request: Callable[[], str]) -> None:
+        super().__init__()
+        self._request = request
+
+    def format(self, record: logging.LogRecord) -> str:
+        found = {
+            "time": moment(record.created),
+            "level": record.levelname,
+            "logger": record.name,
+            "request": self._request(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            found["exception"] = self.formatException(record.exc_info)
+        return json.dumps(found, ensure_ascii=False)
 
 
 def start_detached(data: Path) -> None:

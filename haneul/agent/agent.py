@@ -11,9 +11,11 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from haneul.agent.link import Link
+from haneul.agent.tracing import Tracer
 from haneul.drivers.interface import (
     DiskDriver,
     DriverError,
@@ -81,6 +83,7 @@ class Agent:
     _settled: dict[str, tuple[MachineSpec, MachineReport | None]] = field(default_factory=dict)
     _may_ask: float = 0
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _tracer: Tracer = field(default_factory=Tracer)
 
     @property
     def problems(self) -> list[str]:
@@ -152,18 +155,20 @@ class Agent:
         reports = await self._machines(assignment, seen)
         self._forget(assignment)
         await self._remove_rest(assignment)
-        report = Report(
-            assignment.revision,
-            self.server_id,
-            await self.drivers.server.facts(),
-            tuple(reports),
-            tuple(self._problems),
-        )
-        await self.link.report(report)
+        await self._report(assignment, reports)
         return any(
             one.power in ("starting", "stopping") or (one.power == "running" and one.reachable is None)
             for one in reports
         )
+
+    async def _report(self, assignment: Assignment, reports: list[MachineReport]) -> None:
+        facts, traces = await self.drivers.server.facts(), self._tracer.take()
+        report = Report(assignment.revision, self.server_id, facts, tuple(reports), tuple(self._problems), traces)
+        try:
+            await self.link.report(report)
+        except BaseException:
+            self._tracer.give_back(traces)
+            raise
 
     async def _tolerate(self, what: str, work: Awaitable[None]) -> None:
         """One part's failure does not keep the others from being made so."""
@@ -234,6 +239,7 @@ class Agent:
         for gone in self._reports.keys() - present:
             del self._reports[gone]
             self._settled.pop(gone, None)
+            self._tracer.forget(gone)
 
     async def _machine(self, spec: MachineSpec) -> MachineReport:
         try:
@@ -250,18 +256,28 @@ class Agent:
 
     async def _running(self, spec: MachineSpec) -> MachineReport:
         taps: dict[str, int] = {}
+        begins = self.drivers.machines.needs_taps(spec)
         try:
-            if self.drivers.machines.needs_taps(spec):
-                for disk in spec.disks:
-                    await self.drivers.disks.ensure(disk)
-                for nic in spec.nics:
-                    taps[nic.interface_id] = await self.drivers.networks.open_tap(self._network(nic.vpc_id), nic)
-            report = await self.drivers.machines.ensure_running(spec, taps)
+            if begins:
+                with self._step(spec, "disks"):
+                    for disk in spec.disks:
+                        await self.drivers.disks.ensure(disk)
+                with self._step(spec, "network"):
+                    for nic in spec.nics:
+                        taps[nic.interface_id] = await self.drivers.networks.open_tap(self._network(nic.vpc_id), nic)
+            with self._step(spec, "machine") if begins else nullcontext():
+                report = await self.drivers.machines.ensure_running(spec, taps)
         finally:
             for descriptor in taps.values():
                 os.close(descriptor)
         self._failures.pop((spec.instance_id, spec.boot_count), None)
-        return replace(report, reachable=await self._reachable(spec, report))
+        report = replace(report, reachable=await self._reachable(spec, report))
+        if report.power == "running" and (report.reachable or not spec.nics):
+            self._tracer.over(spec.instance_id, spec.boot_count, "guest")
+        return report
+
+    def _step(self, spec: MachineSpec, name: str) -> AbstractContextManager[None]:
+        return self._tracer.step(spec.instance_id, spec.boot_count, name)
 
     async def _absent(self, spec: MachineSpec) -> MachineReport:
         self._health.pop(spec.instance_id, None)
@@ -275,6 +291,7 @@ class Agent:
         log.warning("%s: %s (try %d)", spec.instance_id, text, self._failures[key])
         fatal = isinstance(error, DriverError) and error.fatal
         if spec.power == "running" and (fatal or self._failures[key] >= TRIES):
+            self._tracer.over(spec.instance_id, spec.boot_count, "failed", text)
             return MachineReport(spec.instance_id, "off", spec.boot_count, "launch-failed", text)
         power = "starting" if spec.power == "running" else "stopping"
         return MachineReport(spec.instance_id, power, max(spec.boot_count - 1, 0), detail=text, phase="trying again")  # type: ignore[arg-type]

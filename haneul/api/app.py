@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import datetime as dt
+import ipaddress
 import logging
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl
 
 from botocore.model import OperationModel
 
 from haneul import __version__
-from haneul.api import protocol, signature
+from haneul.api import audit, protocol, signature
 from haneul.api.workers import Workers
 from haneul.errors import CloudError
+from haneul.metrics import CONTENT_TYPE
 from haneul.model.aws import service_model
 from haneul.model.region import is_region
 from haneul.services.context import ASKS, Caller, Input, Output, is_read
@@ -71,6 +75,7 @@ class HttpRequest:
     query: bytes
     headers: Mapping[str, str]
     receive: Receive
+    client: str = ""
 
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -94,6 +99,8 @@ class Call:
     params: Input = field(default_factory=dict)
     answer: bytes = b""
     asked: str = "-"
+    error: CloudError | None = None
+    began: float = field(default_factory=time.perf_counter)
 
     @property
     def target(self) -> str:
@@ -109,9 +116,36 @@ class Call:
         return "ec2" if service in ("ec2", "") else "query"
 
 
+class Watcher(Protocol):
+    """Who is told of every request that was answered."""
+
+    def request(self, service: str, operation: str, code: str, kind: str, seconds: float) -> None: ...
+
+    def text(self) -> bytes:
+        """What /metrics answers."""
+
+
+class Nobody:
+    """A watcher that looks away."""
+
+    def request(self, service: str, operation: str, code: str, kind: str, seconds: float) -> None: ...
+
+    def text(self) -> bytes:
+        return b""
+
+
+#: Where records of the audit go.
+Recorder = Callable[[dict[str, Any]], None]
+#: The request that is being answered, for what is logged on its way.
+REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="-")
+
+
 @dataclass
 class Api:
-    """`open_door` accepts any credentials; `account` and `region` are what unsigned requests then get."""
+    """`open_door` accepts any credentials; `account` and `region` are what unsigned requests then get.
+
+    `audited` says which operations are recorded: those that change something, all, or none.
+    """
 
     backend: Backend
     identities: Identities
@@ -119,6 +153,9 @@ class Api:
     account: str
     region: str
     clock: Callable[[], float]
+    watcher: Watcher = field(default_factory=Nobody)
+    recorder: Recorder = field(default=lambda record: None)
+    audited: Literal["off", "writes", "all"] = "off"
     readers: Workers = field(default_factory=lambda: Workers("reads", READERS))
     writers: Workers = field(default_factory=lambda: Workers("writes", WRITERS))
     askers: Workers = field(default_factory=lambda: Workers("asks", ASKERS))
@@ -295,27 +332,73 @@ PATH: tuple[Step, ...] = (
 
 
 async def _serve(call: Call) -> tuple[int, bytes]:
+    REQUEST.set(call.request_id)
     try:
         for step in PATH:
             await step(call)
         return 200, call.answer
     except CloudError as error:
+        call.error = error
         return error.status, protocol.serialise_error(call.protocol, error, call.request_id)
     except Disconnected:
+        call.error = CloudError("Disconnected", "The client went away.")
         return 400, b""
     except Exception:
-        log.exception("request %s: %s failed", call.request_id, call.operation and call.operation.name)
+        log.exception("%s failed", call.operation and call.operation.name)
         fault = CloudError("InternalError", "An internal error has occurred; haneul's log has the details.")
+        call.error = fault
         return fault.status, protocol.serialise_error(call.protocol, fault, call.request_id)
 
 
 def _note(call: Call, status: int) -> None:
-    """One line for each request in the log; reading that succeeded is for those who ask for more."""
+    """Tell the metrics, the audit and the log: one line for each request, reading for those who ask for more."""
     name = call.operation.name if call.operation else call.asked
-    level = logging.DEBUG if status == 200 and call.operation and is_read(name) else logging.INFO
+    seconds = time.perf_counter() - call.began
+    read = call.operation is not None and is_read(name)
+    # Only names of the model: a client must not make up labels without end.
+    service, known = call.service if call.service in SERVICES else "-", name if call.operation else "-"
+    kind = "-" if call.operation is None else "read" if read else "write"
+    call.app.watcher.request(service, known, call.error.code if call.error else "OK", kind, seconds)
+    if call.caller and call.operation and (call.app.audited == "all" or (call.app.audited == "writes" and not read)):
+        call.app.recorder(_record(call, seconds))
+    level = logging.DEBUG if status == 200 and read else logging.INFO
     if log.isEnabledFor(level):
         account = call.caller.account if call.caller else "-"
-        log.log(level, "%s %s %s:%s %d", call.request_id, account, call.service or "-", name, status)
+        log.log(level, "%s %s:%s %d %.1f ms", account, call.service or "-", name, status, seconds * 1e3)
+
+
+def _record(call: Call, seconds: float) -> dict[str, Any]:
+    assert call.caller is not None and call.operation is not None
+    return audit.record(
+        caller=call.caller,
+        service=call.service,
+        operation=call.operation.name,
+        params=call.params,
+        answer=call.answer,
+        error=(call.error.code, call.error.message) if call.error else None,
+        request_id=call.request_id,
+        source=call.request.client,
+        agent=call.request.headers.get("user-agent", ""),
+        seconds=seconds,
+    )
+
+
+def _may_scrape(request: HttpRequest) -> bool:
+    """/metrics is for programs on this machine, as the open door is: it tells of all accounts."""
+    try:
+        local = ipaddress.ip_address(request.client).is_loopback
+    except ValueError:
+        return False
+    foreign = any(name in request.headers for name in ("origin", "referer", "sec-fetch-site"))
+    return local and not foreign and _LOOPBACK.fullmatch(request.headers.get("host", "")) is not None
+
+
+async def _metrics(api: Api, request: HttpRequest, send: Send) -> None:
+    allowed = _may_scrape(request)
+    body = await api.readers.run(api.watcher.text) if allowed else b"/metrics is for programs on this machine.\n"
+    headers = [(b"content-type", CONTENT_TYPE), (b"content-length", str(len(body)).encode()), (b"server", _SERVER)]
+    await send({"type": "http.response.start", "status": 200 if allowed else 403, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 _SERVER = f"haneul/{__version__}".encode()
@@ -328,7 +411,12 @@ def make_app(api: Api) -> Callable[[dict[str, Any], Receive, Send], Awaitable[No
     async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path = scope.get("raw_path", b"/").split(b"?")[0].decode("latin-1")
-        call = Call(HttpRequest(scope["method"], path, scope["query_string"], headers, receive), api)
+        client = (scope.get("client") or ("",))[0]
+        request = HttpRequest(scope["method"], path, scope["query_string"], headers, receive, client)
+        if path == "/metrics" and scope["method"] == "GET":
+            await _metrics(api, request, send)
+            return
+        call = Call(request, api)
         status, body = await _serve(call)
         _note(call, status)
         answer_headers = [

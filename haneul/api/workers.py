@@ -7,6 +7,8 @@ operation does; a queue and one callback are enough here.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -36,7 +38,7 @@ class Workers:
             self._threads += another
         if another:
             threading.Thread(target=self._serve, name=f"haneul-{self._name}", daemon=True).start()
-        self._jobs.put((work, future, loop))
+        self._jobs.put((functools.partial(contextvars.copy_context().run, work), future, loop))
         return await future
 
     def close(self) -> None:

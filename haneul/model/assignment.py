@@ -167,6 +167,25 @@ class ServerFacts:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A step of a boot: from when to when (seconds since the epoch)."""
+
+    name: str
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How a boot went, told once, when the guest answers or the boot has failed (`failed` says why)."""
+
+    instance_id: str
+    boot_count: int
+    spans: tuple[Span, ...]
+    failed: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """`revision` is that of the assignment which the agent was carrying out when it looked."""
 
@@ -175,3 +194,4 @@ class Report:
     facts: ServerFacts
     machines: tuple[MachineReport, ...] = ()
     problems: tuple[str, ...] = ()
+    traces: tuple[Trace, ...] = ()

@@ -22,12 +22,14 @@ from haneul.reconcile.assign import Assigner, Signer
 from haneul.services import placement
 from haneul.services.context import gmt
 from haneul.services.ec2.images import sync_catalogue
-from haneul.services.ec2.instance_views import desired
+from haneul.services.ec2.instance_views import desired, state_of
 from haneul.services.ec2.instance_views import observed as observed_of
 from haneul.store import tables
 from haneul.store.database import Row, Store, Transaction
 
 log = logging.getLogger(__name__)
+#: Something that happened, for people: `event` says what, the rest depends on it.
+Event = dict[str, Any]
 EMULATED_TAG = "aws:haneul:virtualization"
 #: Machines whose reports are written in one transaction: the writer's lock is not held for long.
 MACHINES_AT_ONCE = 100
@@ -43,7 +45,11 @@ class Control:
         signer: Signer,
         clock: Callable[[], float],
         catalogue: Callable[[], list[CatalogueImage]],
+        tell: Callable[[Event], None] = lambda event: None,
     ) -> None:
+        self._tell = tell
+        self._events: list[Event] = []
+        self._told_problems: dict[str, tuple[str, ...]] = {}
         self._store = store
         self._settings = settings
         self._signer = signer
@@ -73,6 +79,8 @@ class Control:
         A machine is looked at when it is not as it was, or when its instance's row is not.
         """
         with self._reporting:
+            self._tell_problems(report)
+            self._tell_traces(report)
             news = self._news(report)
             if not news and self._last_facts.get(report.server_id) == report.facts:
                 return
@@ -117,6 +125,7 @@ class Control:
         return found
 
     def _write(self, report: Report, machines: list[MachineReport]) -> None:
+        self._events = []
         with self._store.write() as tx:
             if self._last_facts.get(report.server_id) != report.facts:
                 self._register(tx, report)
@@ -124,6 +133,9 @@ class Control:
             for machine in machines:
                 changed |= self._observe(tx, report, machine)
             tx.wakes = changed
+        # What was undone did not happen.
+        for event in self._events:
+            self._tell(event)
 
     def _register(self, tx: Transaction, report: Report) -> None:
         facts = report.facts
@@ -148,6 +160,13 @@ class Control:
         if row is None or row["server_id"] != report.server_id:
             return False
         values = _observed_values(row, machine, self._clock())
+        changed = self._take_in(tx, report, machine, row, values)
+        self._note_change(tx, row, {**row, **values}, changed)
+        return changed
+
+    def _take_in(
+        self, tx: Transaction, report: Report, machine: MachineReport, row: Row, values: dict[str, Any]
+    ) -> bool:
         if any(row[name] != value for name, value in values.items()):
             tx.update(tables.instances, row["id"], **values)
             if bool(row["observed_boot_count"]) != bool(machine.boot_count):
@@ -156,6 +175,49 @@ class Control:
             said = self._say_how(tx, row, report, machine)
             return self._follow(tx, {**row, **values}) or said
         return self._follow(tx, {**row, **values})
+
+    def _note_change(self, tx: Transaction, before: Row, seen: Row, changed: bool) -> None:
+        """Remember a change of the instance's state, to be told when it is committed."""
+        after = (tx.get(tables.instances, before["id"]) or seen) if changed else seen
+        states = state_of(before), state_of(after)
+        if states[0] == states[1] and before["observed_detail"] == seen["observed_detail"]:
+            return
+        why = after["reason_message"] or seen["observed_detail"]
+        self._events.append(
+            self._event("state", before, was=states[0], now=states[1], boot=seen["observed_boot_count"], why=why)
+        )
+
+    def _event(self, kind: str, row: Row, **more: Any) -> Event:
+        scope = {"instance": row["id"], "account": row["account"], "region": row["region"]}
+        return {"time": self._clock(), "event": kind, **scope, **more}
+
+    def _tell_problems(self, report: Report) -> None:
+        """What a server cannot do, when that changes."""
+        if self._told_problems.get(report.server_id, ()) != report.problems:
+            self._told_problems[report.server_id] = report.problems
+            self._tell(
+                {
+                    "time": self._clock(),
+                    "event": "problems",
+                    "server": report.server_id,
+                    "problems": list(report.problems),
+                }
+            )
+
+    def _tell_traces(self, report: Report) -> None:
+        if not report.traces:
+            return
+        with self._store.read() as tx:
+            rows = {
+                row["id"]: row for row in tx.among(tables.instances, "id", [one.instance_id for one in report.traces])
+            }
+        for trace in report.traces:
+            row = rows.get(trace.instance_id)
+            if row is None:
+                continue
+            first = row["launched"] if trace.boot_count == row["started_at_boot"] else trace.spans[0].began
+            spans = [{"name": one.name, "began": one.began, "ended": one.ended} for one in trace.spans]
+            self._tell(self._event("boot", row, boot=trace.boot_count, ordered=first, spans=spans, failed=trace.failed))
 
     def _say_how(self, tx: Transaction, row: Row, report: Report, machine: MachineReport) -> bool:
         """An HVM type that runs emulated says so, in a tag that tools leave alone (`aws:`). Whether the tag changed."""
