@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -234,7 +235,7 @@ class BridgeNetworks:
                     os.kill(pid, signal.SIGHUP)
             return
         (place / "leases").touch()
-        (place / "leases").chmod(0o666)
+        (place / "leases").chmod(0o600)  # dnsmasq opens it while it is still root
         await self._start_dnsmasq(network.vpc_id, command, lock)
 
     async def _start_dnsmasq(self, vpc_id: str, command: list[str], lock: Path) -> None:
@@ -506,7 +507,8 @@ def _write(path: Path, text: str) -> bool:
     """Says whether it changed."""
     if path.exists() and path.read_text() == text:
         return False
-    files.replace(path, text.encode(), 0o644)
+    files.replace(path, text.encode(), 0o640)
+    shutil.chown(path, group=dnsmasq.GROUP)  # which reads it again as nobody, on SIGHUP
     return True
 
 

@@ -255,6 +255,17 @@ def test_a_scan_does_not_fill_the_table_of_neighbours(any_world: World, record_t
     record_tally(f"packets to and from every address of two /20: {sent}; {known} entries in the table of neighbours")
 
 
+def _asks_services(port: Port) -> None:
+    """The name server and the metadata address answer it."""
+    question = b"\x12\x34\1\0\0\1\0\0\0\0\0\0\x0cip-10-0-0-11\3ec2\x08internal\0\0\1\0\1"
+    port.put_udp("169.254.169.253", 5353, 53, question)
+    answer = port.until(lambda frame: (payload_of(frame, "169.254.169.253", 5353) or b"").startswith(b"\x12\x34"))
+    assert answer and answer.endswith(bytes([10, 0, 0, 11])), "DNS"
+    port.put_ip("169.254.169.254", 6, wire.tcp(port.address, "169.254.169.254", 5000, 80, 2, b""))
+    source = bytes([169, 254, 169, 254])
+    assert port.until(lambda frame: frame[26:30] == source and frame[47] == 0x12), "SYN and ACK of the metadata service"
+
+
 def test_twenty_thousand_flows_do_not_cut_others_off(checked: World, record_tally: Tally) -> None:
     """To where they may go (DNS, metadata, the outside, itself by its public address) and to where they may not."""
     found, a, flows = checked, checked.a, 20_000
@@ -274,4 +285,5 @@ def test_twenty_thousand_flows_do_not_cut_others_off(checked: World, record_tall
     found.settle()
     for victim in (found.b, found.c):
         ask_for_lease(victim)
+    _asks_services(found.b)
     record_tally(f"flows that a guest opened: {flows}, {count} tracked; the others' traffic, old and new, works")
