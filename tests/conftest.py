@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from tests import postgresql
+
+_tallies: list[str] = []
+
+
+@pytest.fixture
+def record_tally() -> Callable[[str], None]:
+    """What a test of many tries has counted, for the end of the run's report."""
+    return _tallies.append
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _tallies:
+        terminalreporter.section("tallies")
+        for one in _tallies:
+            terminalreporter.line(one)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -41,6 +42,7 @@ RESOLVER = "169.254.169.253"
 _EDGE_SIDE = "169.254.255.1"
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _TUNSETIFF = 0x400454CA
+_NUD_NOARP, _NTF_MASTER = 0x40, 0x04
 _EEXIST, _ENODEV, _ESRCH = 17, 19, 3
 
 
@@ -233,7 +235,7 @@ class BridgeNetworks:
                     os.kill(pid, signal.SIGHUP)
             return
         (place / "leases").touch()
-        (place / "leases").chmod(0o666)
+        (place / "leases").chmod(0o600)  # dnsmasq opens it while it is still root
         await self._start_dnsmasq(network.vpc_id, command, lock)
 
     async def _start_dnsmasq(self, vpc_id: str, command: list[str], lock: Path) -> None:
@@ -349,8 +351,7 @@ def _no_ipv6() -> None:
 
 def _make_edge(host: int, link: str, pool: str, uplink: bool) -> None:
     near, far = _pool_ends(pool)
-    _set("ipv4/ip_forward", "1")
-    _no_ipv6()
+    _router()
     with IPRoute() as routes:
         _loopback(routes)
         if not routes.link_lookup(ifname="host"):
@@ -366,11 +367,30 @@ def _make_edge(host: int, link: str, pool: str, uplink: bool) -> None:
     _nft(nftables.edge(uplink))
 
 
-def _make_vpc(network: NetworkSpec, edge: int, port: str) -> None:
+#: A new namespace takes these from the host, whatever they are there.
+_STRICT = {
+    "send_redirects": "0",
+    "accept_redirects": "0",
+    "accept_source_route": "0",
+    "route_localnet": "0",
+    "arp_accept": "0",
+    "arp_ignore": "0",
+}
+
+
+def _router() -> None:
+    """What the edge and every VPC's namespace are; after `ip_forward`, which sets some of the others anew."""
     _set("ipv4/ip_forward", "1")
-    _set("ipv4/conf/all/send_redirects", "0")
-    _set("ipv4/conf/default/send_redirects", "0")
+    for name, value in _STRICT.items():
+        _set(f"ipv4/conf/all/{name}", value)
+        _set(f"ipv4/conf/default/{name}", value)
     _no_ipv6()
+
+
+def _make_vpc(network: NetworkSpec, edge: int, port: str) -> None:
+    _router()
+    # What the kernel itself answers to a forged frame has that frame's mark, and is dropped for it.
+    _set("ipv4/fwmark_reflect", "1")
     # Built-in br_netfilter is on in new namespaces; frames must not meet the IP hooks twice.
     _set("bridge/bridge-nf-call-iptables", "0")
     _set("bridge/bridge-nf-call-arptables", "0")
@@ -391,6 +411,7 @@ def _make_bridge(routes: Any, name: str, gateway: str, cidr: str) -> None:
     if not routes.link_lookup(ifname=name):
         mac = "02:00:" + ":".join(f"{byte:02x}" for byte in socket.inet_aton(gateway))
         routes.link("add", ifname=name, kind="bridge", address=mac, br_forward_delay=0, br_stp_state=0)
+        routes.link("set", ifname=name, kind="bridge", br_mcast_snooping=0)  # guests' IGMP is not listened to
     index = _index(routes, name)
     _address(routes, index, gateway, int(cidr.rpartition("/")[2]))
     routes.link("set", index=index, state="up")
@@ -429,8 +450,12 @@ def _open_tap(nic: NicSpec) -> int:
             fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
             index = _index(routes, name)
             _set(f"ipv6/conf/{name}/disable_ipv6", "1")
+            # Frames to 01:80:c2:00:00:0e pass the bridge and its guard by: no ARP answers them on the port itself.
+            routes.link("set", index=index, arp=False)
             routes.link("set", index=index, master=_index(routes, nftables.bridge_name(nic.subnet_id)))
-            routes.brport("set", index=index, isolated=1)
+            # A port is told its MAC and learns none: such a frame would teach it, and so draw another's traffic.
+            routes.brport("set", index=index, isolated=1, learning=0, unicast_flood=0, mcast_flood=0)
+            routes.fdb("append", ifindex=index, lladdr=nic.mac, state=_NUD_NOARP, flags=_NTF_MASTER)
             routes.link("set", index=index, state="up")
         except BaseException:
             os.close(descriptor)
@@ -482,7 +507,8 @@ def _write(path: Path, text: str) -> bool:
     """Says whether it changed."""
     if path.exists() and path.read_text() == text:
         return False
-    files.replace(path, text.encode(), 0o644)
+    files.replace(path, text.encode(), 0o640)
+    shutil.chown(path, group=dnsmasq.GROUP)  # which reads it again as nobody, on SIGHUP
     return True
 
 

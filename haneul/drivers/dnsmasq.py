@@ -12,6 +12,7 @@ from pathlib import Path
 from haneul.model.assignment import NetworkSpec, SubnetSpec
 
 LEASE = "1h"
+GROUP = "nogroup"
 
 
 def subnets_here(network: NetworkSpec) -> list[SubnetSpec]:
@@ -27,7 +28,7 @@ def command(network: NetworkSpec, directory: Path, upstream: Path | None) -> lis
         "--conf-file=/dev/null",
         "--keep-in-foreground",
         "--user=nobody",
-        "--group=nogroup",
+        f"--group={GROUP}",
         "--pid-file=",
         "--bind-dynamic",
         "--except-interface=ext",
@@ -36,6 +37,7 @@ def command(network: NetworkSpec, directory: Path, upstream: Path | None) -> lis
         "--no-hosts",
         "--no-ping",
         "--dhcp-authoritative",
+        "--dhcp-ignore-clid",  # the guard vouches for the MAC; an identifier is what a guest says
         "--domain-needed",
         "--bogus-priv",
         "--log-facility=-",

@@ -17,19 +17,35 @@ from haneul.model.network import Rule
 _FRAME = """\
 table ip vpc {
   set public_holders { type ipv4_addr; }
+  set holders { type ipv4_addr; }
+  set same { type ipv4_addr . ipv4_addr; }
   map egress_of { type ipv4_addr : verdict; }
   map ingress_of { type ipv4_addr : verdict; }
   map private_of { type ipv4_addr : ipv4_addr; }
   map public_of { type ipv4_addr : ipv4_addr; }
+  # What a bridge does not take (frames to 01:80:c2:00:00:0e) comes up here past the guard.
+  chain unbridged {
+    type filter hook prerouting priority raw; policy accept;
+    iifname "t*" drop
+  }
+  # An ICMP error is taken from an end of the flow that it quotes, not from anybody who has guessed that flow.
+  chain quoting {
+    ct original ip saddr . ip saddr @same accept
+    ct reply ip saddr . ip saddr @same accept
+    drop
+  }
   chain egress {
     type filter hook forward priority 0; policy accept;
-    ct state established,related accept
+    ct state established accept
+    iifname "br*" ct state related goto quoting
+    ct state related accept
     ct state invalid drop
     iifname "br*" ip saddr vmap @egress_of
     iifname "br*" drop
   }
   chain ingress {
     type filter hook forward priority 10; policy drop;
+    oifname "ext" meta mark 1 drop
     ct state established,related accept
     oifname "br*" ip daddr vmap @ingress_of
     oifname "ext" ip saddr @public_holders accept
@@ -37,11 +53,21 @@ table ip vpc {
   chain input {
     type filter hook input priority 0; policy drop;
     iifname "lo" accept
-    ct state established,related accept
+    meta mark 1 drop
+    ct state established accept
+    iifname "br*" ct state related goto quoting
+    ct state related accept
     iifname "br*" udp sport 68 udp dport 67 accept
     iifname "br*" meta l4proto { tcp, udp } th dport 53 ip daddr { 169.254.169.253, %(resolver)s } accept
     iifname "br*" ip daddr 169.254.169.254 tcp dport 80 accept
     iifname "br*" ip daddr %(cidr)s icmp type echo-request accept
+  }
+  # Nothing here answers a forged sender, nor asks who has an address that nobody has: neighbour tables are small.
+  chain output {
+    type filter hook output priority 0; policy accept;
+    meta mark 1 drop
+    oifname "br*" ip daddr != 255.255.255.255 ip daddr != @holders drop
+    udp sport 67 meta mark set 2
   }
   chain pre {
     type nat hook prerouting priority dstnat; policy accept;
@@ -52,16 +78,41 @@ table ip vpc {
     oifname "ext" snat to ip saddr map @public_of
   }
 }
+# A port sends as itself, and hears only what is for it. Mark 1: a sender that is not the port's.
+# Mark 2: said by our DHCP server, also to all.
 table bridge guard {
   set addresses { type ifname . ether_addr . ipv4_addr; }
+  set asked { type ifname . ipv4_addr; }
   set ports { type ifname . ether_addr; }
   set routers { type ifname . ether_addr; }
+  # The client's MAC inside a DHCP message (RFC 2131): a server believes that, not the frame.
+  set clients { typeof iifname . @th,288,48; }
   chain pre {
     type filter hook prerouting priority -300; policy drop;
-    ether type arp iifname . arp saddr ether . arp saddr ip @addresses accept
+    ether type arp iifname . ether saddr . arp saddr ip @addresses iifname . arp saddr ether . arp saddr ip @addresses accept
+    ether type ip udp sport 68 udp dport 67 goto dhcp
     ether type ip iifname . ether saddr . ip saddr @addresses accept
-    ether type ip ip saddr 0.0.0.0 udp sport 68 udp dport 67 iifname . ether saddr @ports accept
-    ether type ip iifname . ether saddr @routers accept
+    ether type ip iifname . ether saddr @routers meta mark set 1 accept
+  }
+  # A request (1) from Ethernet (1, 6), through no relay, for the port's own MAC.
+  chain dhcp {
+    @th,64,24 0x010106 @th,256,32 0 iifname . @th,288,48 @clients goto dhcp_sender
+    drop
+  }
+  chain dhcp_sender {
+    ip saddr 0.0.0.0 iifname . ether saddr @ports accept
+    iifname . ether saddr . ip saddr @addresses accept
+    drop
+  }
+  chain forward {
+    type filter hook forward priority -300; policy drop;
+  }
+  chain out {
+    type filter hook output priority -300; policy drop;
+    ether type arp oifname . arp daddr ip @asked accept
+    meta mark 2 oifname . @th,288,48 @clients accept
+    meta mark 2 drop
+    ether type ip oifname . ether daddr @ports accept
   }
 }
 """
@@ -153,6 +204,8 @@ def ruleset(network: NetworkSpec) -> Ruleset:
     for direction in ("egress", "ingress"):
         goto = (f"{one.address} : goto i_{short(one.interface_id)}_{direction}" for one in network.interfaces)
         elements["ip vpc", f"{direction}_of"] = frozenset(goto)
+    elements["ip vpc", "holders"] = frozenset(one.address for one in network.interfaces)
+    elements["ip vpc", "same"] = frozenset(f"{one.address} . {one.address}" for one in network.interfaces)
     public = [one for one in network.interfaces if one.public]
     elements["ip vpc", "public_holders"] = frozenset(one.address for one in public)
     elements["ip vpc", "private_of"] = frozenset(f"{one.public} : {one.address}" for one in public)
@@ -162,6 +215,10 @@ def ruleset(network: NetworkSpec) -> Ruleset:
     elements["bridge guard", "ports"] = frozenset(ports.values())
     loose = (port for one, port in ports.items() if not one.source_dest_check)
     elements["bridge guard", "routers"] = frozenset(loose)
+    asked = (f"{_quoted(tap_name(one.interface_id))} . {one.address}" for one in network.interfaces)
+    elements["bridge guard", "asked"] = frozenset(asked)
+    clients = (f"{_quoted(tap_name(one.interface_id))} . 0x{one.mac.replace(':', '')}" for one in network.interfaces)
+    elements["bridge guard", "clients"] = frozenset(clients)
     frame = _FRAME % {"cidr": network.cidr, "resolver": network.resolver}
     return Ruleset(frame, chains, sets, elements)
 

@@ -11,11 +11,10 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from qemu.qmp import QMPClient, QMPError
 from haneul.drivers import files, locks, qemu_command
 from haneul.drivers.interface import DriverError
 from haneul.drivers.qemu_command import Accelerator, Kernel, Places
+from haneul.drivers.run import run
 from haneul.model.assignment import MachineReport, MachineSpec
 
 log = logging.getLogger(__name__)
@@ -195,8 +195,10 @@ class QemuMachines:
 
     async def _start(self, spec: MachineSpec, taps: dict[str, int], first: bool) -> None:
         places = self.places(spec.instance_id)
-        uid = self._prepare(places)
+        uid = self._own_folder(places)
         disks = {disk.volume_id: self._volume_file(disk.volume_id) for disk in spec.disks}
+        await self._end_earlier_lives(uid, disks.values())
+        await self._prepare(places, uid)
         for file in disks.values():
             os.chown(file, uid, uid)
         accelerator = self._accelerator()
@@ -219,8 +221,16 @@ class QemuMachines:
             return None
         return Kernel(directory / "vmlinuz", directory / "initrd", arguments.read_text().strip())
 
-    def _prepare(self, places: Places) -> int:
-        """Folders and files of the machine; gives its uid."""
+    async def _end_earlier_lives(self, uid: int, disks: Iterable[Path]) -> None:
+        """A process that let go of its machine's lock outlives a stop, and still has the disks open that it had."""
+        running = {self._uid(self.places(path.name)) for path in self.directory.iterdir() if locks.held(path / "lock")}
+        owners = {file.stat().st_uid for file in disks} & set(self._uids())
+        for owner in (owners - running) | {uid}:
+            if not await locks.kill_user(owner):
+                raise DriverError("a process of an earlier boot cannot be killed")
+
+    def _own_folder(self, places: Places) -> int:
+        """The machine's folder, which has its uid."""
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         places.directory.mkdir(mode=0o710, exist_ok=True)
         if self._uid(places) is None:
@@ -228,12 +238,17 @@ class QemuMachines:
         uid = self._uid(places)
         assert uid is not None
         os.chown(places.directory, 0, uid)
-        shutil.rmtree(places.run, ignore_errors=True)  # whatever a machine may have left there
+        return uid
+
+    async def _prepare(self, places: Places, uid: int) -> None:
+        await _remove_tree(places.run)
         places.run.mkdir(mode=0o700)
         os.chown(places.run, uid, uid)
         for path in (places.stopping, places.events):
             path.unlink(missing_ok=True)
-        return uid
+
+    def _uids(self) -> range:
+        return range(self._first_uid + 1, self._first_uid + 65536)
 
     def _uid(self, places: Places) -> int | None:
         try:
@@ -245,7 +260,7 @@ class QemuMachines:
         used = set()
         for path in self.directory.iterdir():
             used.add(self._uid(self.places(path.name)))
-        return next(uid for uid in range(self._first_uid + 1, self._first_uid + 65536) if uid not in used)
+        return next(uid for uid in self._uids() if uid not in used)
 
     def _spawn(
         self, instance_id: str, places: Places, given: list[str] | None, own: list[str], taps: list[int], uid: int
@@ -263,14 +278,11 @@ class QemuMachines:
             os.fchown(feed, uid, uid)  # the machine's shell opens it again by its number
             os.write(feed, qemu_command.CAPABILITIES.encode())
             self._children[instance_id] = subprocess.Popen(
-                qemu_command.lives(own, given, places, feed),
+                qemu_command.confined(uid, self._groups(), qemu_command.lives(own, given, places, feed)),
                 stdin=reading,
                 stdout=events,
                 stderr=errors,
                 pass_fds=(lock, feed, *taps),
-                user=uid,
-                group=uid,
-                extra_groups=self._groups(),
                 start_new_session=True,
                 cwd="/",
                 env={"PATH": "/usr/bin:/bin"},
@@ -367,7 +379,7 @@ class QemuMachines:
         await self._kill(places)
         self._take_back_volumes(places)
         self._look(instance_id)
-        shutil.rmtree(places.directory)
+        await _remove_tree(places.directory)
         return MachineReport(instance_id, "absent")
 
     def _take_back_volumes(self, places: Places) -> None:
@@ -399,6 +411,11 @@ class QemuMachines:
             return _tail(places.screen, 64 << 20)
         finally:
             places.screen.unlink(missing_ok=True)
+
+
+async def _remove_tree(path: Path) -> None:
+    """Whatever a machine may have left there: folders in folders, too deep for Python's own way to remove them."""
+    await run(["rm", "-rf", "--", str(path)])
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ TB_SIZE = 128
 CAPABILITIES = '{"execute":"qmp_capabilities"}\n'
 #: What the shell writes into the event log when the next boot of the same machine begins.
 BOOT = '{"event": "BOOT"}'
+#: Memory of the guest is no part of a core dump, wherever the server sends those.
+MACHINE = "q35,dump-guest-core=off"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -127,7 +129,7 @@ def command(
     Standard input and output are the event monitor: it says on `events.log` how the machine ended, even if
     nobody was there to see it.
     """
-    out = [BINARY, "-nodefaults", "-no-user-config", "-name", f"guest={spec.instance_id}", "-machine", "q35"]
+    out = [BINARY, "-nodefaults", "-no-user-config", "-name", f"guest={spec.instance_id}", "-machine", MACHINE]
     out += [*_engine(accelerator), "-smp", str(spec.vcpus), "-m", f"{spec.memory_mib}M", "-rtc", "base=utc"]
     out += [
         "-action",
@@ -172,7 +174,9 @@ def lives(boots: list[str], given: list[str] | None, places: Places, feed: int) 
     """
     events = shlex.quote(str(places.events))
     # Each boot begins with a line of its own: an older boot's end is not taken for this one's.
-    script = f"""{shlex.join(given or boots)}
+    # A crash writes no core file: it would hold the guest's memory.
+    script = f"""ulimit -c 0
+{shlex.join(given or boots)}
 code=$?
 while [ $code -eq 0 ]; do
   case "$(grep -e '"BOOT"' -e '"SHUTDOWN"' {events} | tail -n 1)" in *'"guest-reset"'*) ;; *) exit 0 ;; esac
@@ -183,3 +187,13 @@ while [ $code -eq 0 ]; do
 done
 exit $code"""
     return ["/bin/sh", "-c", script]
+
+
+def confined(uid: int, groups: list[int], command: list[str]) -> list[str]:
+    """`command` as a user of its own that has no capability and cannot get any (setpriv(1), of util-linux)."""
+    return [
+        "setpriv", f"--reuid={uid}", f"--regid={uid}",
+        f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups",
+        "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--",
+        *command,
+    ]  # fmt: skip

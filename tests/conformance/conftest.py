@@ -111,19 +111,3 @@ def fake(start_cloud: Callable[..., FakeCloud]) -> FakeCloud:
 @pytest.fixture
 def ec2(fake: FakeCloud) -> Any:
     return fake.client()
-
-
-_tallies: list[str] = []
-
-
-@pytest.fixture
-def record_tally() -> Callable[[str], None]:
-    """What a test of many tries has counted, for the end of the run's report."""
-    return _tallies.append
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _tallies:
-        terminalreporter.section("tallies")
-        for one in _tallies:
-            terminalreporter.line(one)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -217,6 +219,42 @@ async def test_what_a_machine_left_in_its_folder_does_not_keep_it(server: Server
     (run / "link").symlink_to("/etc")
     assert (await server.machines.ensure_absent(SPEC.instance_id)).power == "absent"
     assert Path("/etc/passwd").exists()
+
+
+@_async
+async def test_folders_too_deep_for_a_path_do_not_keep_a_machine(server: Server) -> None:
+    if not isinstance(server.machines, QemuMachines):
+        pytest.skip("the fake has no folders")
+    await _run(server)
+    run = server.machines.places(SPEC.instance_id).run
+    deep = "import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')"
+    for boot_count in (2,):
+        subprocess.run([sys.executable, "-c", deep], cwd=run, check=True)
+        stop = replace(SPEC, power="stopped", force=True, boot_count=boot_count - 1)
+        await _until(lambda: server.machines.ensure_stopped(stop), lambda report: report.power == "off")  # noqa: B023
+        assert (await _run(server, replace(SPEC, boot_count=boot_count))).power == "running"
+    subprocess.run([sys.executable, "-c", deep], cwd=run, check=True)
+    assert (await server.machines.ensure_absent(SPEC.instance_id)).power == "absent"
+
+
+@_async
+async def test_a_process_that_outlived_its_machine_does_not_keep_a_disk(server: Server) -> None:
+    """It let go of the lock, so that the machine seemed off; its disk then went to another machine."""
+    if not isinstance(server.machines, QemuMachines) or not isinstance(server.disks, Qcow2Disks):
+        pytest.skip("the fake has no processes")
+    await _run(server)
+    uid = int(server.machines.places(SPEC.instance_id).uid.read_text())
+    (disk,) = SPEC.disks
+    with open(server.disks.file(disk.volume_id), "r+b") as file:
+        rogue = subprocess.Popen(["sleep", "600"], user=uid, group=uid, extra_groups=[], stdin=file)
+    stop = replace(SPEC, power="stopped", stop_seconds=1)
+    for pid in locks.holders(server.machines.places(SPEC.instance_id).lock):
+        os.kill(pid, 9)
+    await _until(lambda: server.machines.ensure_stopped(stop), lambda report: report.power == "off")
+    assert rogue.poll() is None
+    other = replace(SPEC, instance_id="i-0123456789abcdef1")
+    await _run(server, other)
+    assert rogue.wait(5) == -9
 
 
 @_async

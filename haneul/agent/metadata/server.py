@@ -13,6 +13,7 @@ import ctypes
 import glob
 import json
 import os
+import resource
 import socket
 import stat
 import sys
@@ -213,7 +214,14 @@ async def _http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answ
         connection.start_next_cycle()
 
 
+def _many_files() -> None:
+    """Some guests that hold all the connections they may have must not use up what others need."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def _main(directory: Path) -> None:
+    _many_files()
     service = Service(directory)
     await asyncio.gather(service.follow(), service.keep_logs_short())
 
