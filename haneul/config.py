@@ -61,7 +61,7 @@ class Settings:
     memory_reserve_mib: int = _setting(1024, "memory of the server that instances never get")
     memory_overhead_mib: int = _setting(160, "memory that one instance costs beyond its own")
     quota_instances: int = _setting(20000, "instances of one account in one region")
-    quota_vcpus: int = _setting(100000, "vCPUs of one account's running instances in one region, by kind of family")
+    quota_vcpus: int = _setting(100000, "vCPUs of one account's running instances in one region")
     quota_key_pairs: int = _setting(5000, "key pairs of one account in one region")
     quota_security_groups: int = _setting(2500, "security groups of one account in one region")
     quota_rules: int = _setting(60, "rules of one security group in each direction")

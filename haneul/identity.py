@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
+from haneul.model.ids import new_access_key
+
 #: Benchmarking addresses (RFC 2544): not private, so they look public, and routed nowhere.
 PUBLIC_RANGE = ipaddress.IPv4Network("198.18.0.0/15")
 POOL_PREFIX = 23
@@ -144,8 +146,8 @@ def ensure(data: Path) -> Identity:
 
 
 def _make_credentials(path: Path) -> None:
-    access_key = "AKIA" + base64.b32encode(secrets.token_bytes(10)).decode()
-    write_secret(path, f"{access_key} {secrets.token_urlsafe(30)}\n".encode())
+    access_key, secret = new_access_key()
+    write_secret(path, f"{access_key} {secret}\n".encode())
 
 
 def _make_ssh_key(path: Path) -> None:

@@ -153,11 +153,14 @@ def haneul_cloud(request: pytest.FixtureRequest) -> Iterator[_Cloud]:
             _wait(process, port)
             yield _Cloud(data / "data" / "control.sock", f"http://127.0.0.1:{port}", image, real)
         finally:
-            if real:
-                _command(["down", "--purge"], environment)
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            try:
+                if real:
+                    _command(["down", "--purge"], environment)
+            finally:
+                # Also where purging failed: a haneul that nobody stops would outlive the session.
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+                process.wait(60)
     finally:
         shutil.rmtree(data, ignore_errors=True)
 

@@ -1,7 +1,8 @@
-"""Identifiers in EC2's form: a prefix and 17 hexadecimal digits."""
+"""Identifiers in EC2's form: a prefix and 17 hexadecimal digits; and access keys in IAM's."""
 
 from __future__ import annotations
 
+import base64
 import re
 import secrets
 from collections.abc import Callable
@@ -35,6 +36,11 @@ RESOURCE_TYPES = {
 def new_id(prefix: str) -> str:
     """A fresh id such as `i-0f3c…`; EC2's long ids begin with `0`."""
     return f"{prefix}-0{secrets.token_hex(8)}"
+
+
+def new_access_key() -> tuple[str, str]:
+    """(access key id, secret), in AWS's form."""
+    return "AKIA" + base64.b32encode(secrets.token_bytes(10)).decode(), secrets.token_urlsafe(30)
 
 
 def is_id(prefix: str, value: str) -> bool:

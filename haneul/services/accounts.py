@@ -5,13 +5,13 @@ A secret is told once, when its key is made. Errors are `CloudError` with codes 
 
 from __future__ import annotations
 
-import base64
 import re
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
 from haneul.errors import CloudError
+from haneul.model.ids import new_access_key
 from haneul.services.ec2.images import CATALOGUE_OWNER
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
@@ -26,11 +26,6 @@ class NewKey:
     name: str
     access_key: str
     secret: str
-
-
-def new_access_key() -> tuple[str, str]:
-    """(access key id, secret), in AWS's form."""
-    return "AKIA" + base64.b32encode(secrets.token_bytes(10)).decode(), secrets.token_urlsafe(30)
 
 
 def _give_key(tx: Transaction, account: Row, now: float) -> NewKey:

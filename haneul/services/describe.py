@@ -274,7 +274,6 @@ class Listing:
     related: Mapping[str, Related] = field(default_factory=dict)
     light: tuple[str, ...] = ()
     kept: bool = True
-    scope: Callable[[Context, Table], list[Any]] = _own
     check: Callable[[Sequence[str]], None] | None = None
     unknown: Callable[[Sequence[str]], CloudError] | None = None
     least: int = 5
@@ -390,18 +389,18 @@ def _light(
     table = listing.table
     columns = tuple(dict.fromkeys(("id", "version", "created", *listing.light, *sorted(plan.columns))))
     few = wanted and len(wanted) <= IN_CHUNK
-    if few and listing.scope is _own:
+    if few:
         statement = _light_by_ids(table, columns, len(wanted) == 1)
         statement = statement.where(*plan.conditions) if plan.conditions else statement
         among = wanted[0] if len(wanted) == 1 else list(wanted)
         found = ctx.tx.execute(statement, {"account": ctx.account, "region": ctx.region, "among": among})
     else:
-        conditions = [*listing.scope(ctx, table), *plan.conditions, *([table.c.id.in_(wanted)] if few else [])]
+        conditions = [*_own(ctx, table), *plan.conditions]
         if after:
             created, last = _place(after)
             conditions.append(sa.tuple_(table.c.created, table.c.id) > sa.tuple_(created, last))
         statement = sa.select(*(table.c[name] for name in columns)).where(*conditions)
-        cut = None if plan.rows or plan.views or (wanted and not few) else limit
+        cut = None if plan.rows or plan.views or wanted else limit
         # Asked for the order, SQLite would walk through the whole scope in it rather than use a condition's index.
         if cut is not None or not plan.conditions:
             statement = statement.order_by(table.c.created, table.c.id).limit(cut)

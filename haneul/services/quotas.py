@@ -16,15 +16,8 @@ from haneul.model.instance_types import InstanceType
 from haneul.services.context import Context
 from haneul.store import tables
 
-#: First letter of a family -> the quota that its vCPUs count for; all others are "Standard".
-_BUCKETS = {"f": "F", "g": "G and VT", "p": "P", "x": "X", "u": "High Memory"}
-
-
-def bucket(instance_type: InstanceType) -> str:
-    family = instance_type.family
-    if family.startswith(("inf", "trn", "dl", "hpc")):
-        return family.rstrip("0123456789adeginz").upper()
-    return _BUCKETS.get(family[:1], "Standard (A, C, D, H, I, M, R, T, Z)")
+#: The quota that the vCPUs of all families here count for, by AWS's name.
+_BUCKET = "Standard (A, C, D, H, I, M, R, T, Z)"
 
 
 @cache
@@ -86,12 +79,12 @@ def room_for_vcpus(ctx: Context, kind: InstanceType, least: int = 1, most: int =
     """How many of `least`…`most` instances of the type may run. Raises VcpuLimitExceeded."""
     vcpus = ctx.settings.quota_vcpus - _vcpus_promised(ctx)
     if vcpus < most * kind.vcpus:
-        vcpus = ctx.settings.quota_vcpus - _vcpus_used(ctx, bucket(kind))
+        vcpus = ctx.settings.quota_vcpus - _vcpus_used(ctx)
     if vcpus < least * kind.vcpus:
         raise CloudError(
             "VcpuLimitExceeded",
             f"You have requested more vCPU capacity than your current vCPU limit of {ctx.settings.quota_vcpus} allows "
-            f"for the instance bucket {bucket(kind)} that the specified instance type belongs to "
+            f"for the instance bucket {_BUCKET} that the specified instance type belongs to "
             "(setting quota_vcpus).",
         )
     return min(most, vcpus // kind.vcpus)
@@ -102,16 +95,15 @@ def _vcpus_promised(ctx: Context) -> int:
     return int(ctx.tx.execute(_promised()).scalar() or 0)
 
 
-def _vcpus_used(ctx: Context, wanted: str) -> int:
-    from haneul.model.instance_types import instance_types
-
+@cache
+def _used() -> Any:
     table = tables.instances
-    statement = (
-        sa.select(table.c.instance_type, sa.func.sum(table.c.reserved_vcpus))
-        .where(table.c.account == ctx.account, table.c.region == ctx.region)
-        .group_by(table.c.instance_type)
-    )
-    return sum(used for name, used in ctx.tx.execute(statement) if bucket(instance_types()[name]) == wanted)
+    scope = (table.c[name] == sa.bindparam(name) for name in ("account", "region"))
+    return sa.select(sa.func.sum(table.c.reserved_vcpus)).where(*scope)
+
+
+def _vcpus_used(ctx: Context) -> int:
+    return int(ctx.tx.execute(_used(), {"account": ctx.account, "region": ctx.region}).scalar() or 0)
 
 
 def check_room(ctx: Context, table: Table, quota: int, code: str, what: str, setting: str) -> None:

@@ -19,6 +19,7 @@ from haneul import cloud, identity
 from haneul.__main__ import fake_drivers
 from haneul.config import Settings
 from haneul.drivers.fake import World
+from haneul.store import tables
 
 
 @dataclass
@@ -39,6 +40,13 @@ class FakeCloud:
         options = {"aws_access_key_id": access_key, "aws_secret_access_key": secret} | options
         config = Config(retries={"max_attempts": 1, "mode": "standard"}, parameter_validation=False)
         return boto3.client(service, region_name=region, endpoint_url=self.endpoint, config=config, **options)
+
+    def put_image(self, image_id: str, account: str = tables.EVERYONE, **values: Any) -> None:
+        """An image as an account would have registered it; without one it is of the catalogue."""
+        everyone = account == tables.EVERYONE
+        row = {"region": tables.EVERYONE if everyone else "us-east-1", "public": everyone, "created": 1.0, "disk": ""}
+        with self.running.store.write() as tx:
+            tx.insert(tables.images, id=image_id, account=account, **(row | {"block_devices": [], "more": {}} | values))
 
     def environment(self) -> dict[str, str]:
         access_key, secret = self.identity.read_credentials()

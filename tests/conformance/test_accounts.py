@@ -194,16 +194,10 @@ def test_account_attributes(ec2: Any) -> None:
 @pytest.fixture
 def two(start_cloud: Callable[..., FakeCloud]) -> tuple[Any, Any, str]:
     """(an owner, somebody else, an image of the owner's)."""
-    from haneul.store import tables
-
     cloud = start_cloud(drivers="fake", unknown_image="refuse", auth="open")
     owner, other = (cloud.client(aws_access_key_id=f"{n}" * 12, aws_secret_access_key="x") for n in (1, 2))
     owner.describe_vpcs()
-    with cloud.running.store.write() as tx:
-        tx.insert(
-            tables.images, id=AMI, account="1" * 12, region="us-east-1", created=1.0, name="mine", disk="", snapshot_id="snap-0123456789abcdef0",
-            block_devices=[], more={},
-        )  # fmt: skip
+    cloud.put_image(AMI, "1" * 12, name="mine", snapshot_id="snap-0123456789abcdef0")
     return owner, other, AMI
 
 
@@ -356,21 +350,8 @@ def test_public_parameters_name_images(fake: FakeCloud, start_cloud: Callable[..
 
 
 def test_a_parameter_of_an_image_that_is_here(start_cloud: Callable[..., FakeCloud]) -> None:
-    from haneul.store import tables
-
     cloud = start_cloud()
-    with cloud.running.store.write() as tx:
-        everyone = {"account": "*", "region": "*", "created": 1.0}
-        tx.insert(
-            tables.images,
-            id="ami-0aaaaaaaaaaaaaaaa",
-            name="debian-12",
-            disk="debian-12",
-            public=True,
-            block_devices=[],
-            more={},
-            **everyone,
-        )
+    cloud.put_image("ami-0aaaaaaaaaaaaaaaa", name="debian-12", disk="debian-12")
     assert cloud.client("ssm").get_parameter(Name=DEBIAN)["Parameter"]["Value"] == "ami-0aaaaaaaaaaaaaaaa"
     assert (
         cloud.client("ssm").get_parameter(Name="/haneul/images/debian-12")["Parameter"]["Value"]

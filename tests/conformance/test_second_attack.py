@@ -44,20 +44,10 @@ def test_others_images_never_stand_in(start_cloud: Callable[..., FakeCloud]) -> 
     cloud = start_cloud(auth="open", unknown_image="debian-12")
     one, other = (cloud.client(aws_access_key_id=f"{n}" * 12, aws_secret_access_key="x") for n in (1, 2))
     one.describe_vpcs(), other.describe_vpcs()
-    everybody = {"created": 1.0, "name": "debian-12", "block_devices": [], "more": {}, "region": "us-east-1"}
-    with cloud.running.store.write() as tx:
-        tx.insert(tables.images, id="ami-0bbbbbbbbbbbbbbbb", account="2" * 12, disk="other", public=True, **everybody)
+    cloud.put_image("ami-0bbbbbbbbbbbbbbbb", "2" * 12, name="debian-12", disk="other", public=True)
     with refused("InvalidAMIID.NotFound"):
         run(one)
-    with cloud.running.store.write() as tx:
-        tx.insert(
-            tables.images,
-            id="ami-0cccccccccccccccc",
-            account="*",
-            disk="real",
-            public=True,
-            **(everybody | {"region": "*"}),
-        )
+    cloud.put_image("ami-0cccccccccccccccc", name="debian-12", disk="real")
     (made,) = run(one)
     with cloud.running.store.read() as tx:
         row = tx.get(tables.instances, made)
@@ -227,18 +217,7 @@ def test_several_users_may_be_asked_for(start_cloud: Callable[..., FakeCloud]) -
     cloud = start_cloud(auth="open")
     one, other = (cloud.client(aws_access_key_id=f"{n}" * 12, aws_secret_access_key="x") for n in (1, 2))
     one.describe_vpcs()
-    with cloud.running.store.write() as tx:
-        tx.insert(
-            tables.images,
-            id=AMI,
-            account="2" * 12,
-            region="us-east-1",
-            created=1.0,
-            name="shared",
-            disk="",
-            block_devices=[],
-            more={},
-        )
+    cloud.put_image(AMI, "2" * 12, name="shared")
     other.modify_image_attribute(ImageId=AMI, LaunchPermission={"Add": [{"UserId": "1" * 12}, {"UserId": "9" * 12}]})
     for users in (["self"], ["self", "9" * 12], ["9" * 12, "self"]):
         assert [image["ImageId"] for image in one.describe_images(ExecutableUsers=users)["Images"]] == [AMI]
