@@ -137,6 +137,7 @@ class Lifecycle(cli.Lifecycle):
         from haneul.api.app import REQUEST
 
         self._prepare(settings)
+        _outlive_machines(settings)
         lock = daemon.be_the_only_one(settings.data)
         who = identity.ensure(settings.data)
         daemon.log_to_file(settings.data, settings.log_format, REQUEST.get)
@@ -292,6 +293,13 @@ def _tune() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # Most objects live as long as their instance; looking through all of them often finds nothing.
     gc.set_threshold(20000, 20, 50)
+
+
+def _outlive_machines(settings: Settings) -> None:
+    """When memory runs out, machines are to go first (`qemu_command.OOM_SCORE`), what serves all of them last."""
+    if settings.drivers != "fake":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("-500")
 
 
 def _purging(data: Path) -> Path:

@@ -102,14 +102,17 @@ def run(lifecycle: Lifecycle) -> int:
             highlight=False,
         )
         return REFUSED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            return 0
+        err.print(f"haneul: {error.filename or ''}: {error.strerror or error}", markup=False, highlight=False)
+        return REFUSED
     except typer.Exit as ending:
         return ending.exit_code
     except typer.Abort:
         return WRONG
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 0
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line itself
             error.show()

@@ -57,6 +57,9 @@ class Settings:
     unknown_image: str = _setting("refuse", "`refuse`, or the name of the image that stands in for an unknown AMI id")
     public_pool: str = _setting("auto", "CIDR of the public addresses (`auto`: a /23 of 198.18.0.0/15, by DATA)")
     stop_seconds: int = _setting(90, "how long a guest may take to shut down before it is forced")
+    after_reboot: Literal["start", "stop"] = _setting(
+        "start", "instances that ran when the server went down: start them again, or leave them stopped"
+    )
     vcpu_overcommit: int = _setting(16, "vCPUs that may be promised for each of the server's")
     memory_reserve_mib: int = _setting(1024, "memory of the server that instances never get")
     memory_overhead_mib: int = _setting(160, "memory that one instance costs beyond its own")

@@ -71,6 +71,8 @@ def log_to_file(data: Path, form: Literal["text", "json"], request: Callable[[],
     handler = logging.handlers.RotatingFileHandler(log_path(data), maxBytes=4 << 20, backupCount=2)
     handler.setFormatter(Lines(request) if form == "json" else Plain(request))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # A full disk costs lines of the log; to say so on standard error would cost more of it.
+    logging.raiseExceptions = False
     for name in ("alembic", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -216,6 +216,7 @@ class Agent:
             return (
                 bool(answered or not spec.nics)
                 and now is not None
+                and now.reachable is not False
                 and replace(now, reachable=report.reachable) == report
             )
         if report.power not in ("off", "absent") or report.cause == "launch-failed":
@@ -298,7 +299,7 @@ class Agent:
 
     async def _reachable(self, spec: MachineSpec, report: MachineReport) -> bool | None:
         """EC2's instance status check: does the guest answer at its address? None until it is known."""
-        if report.power != "running" or not spec.nics:
+        if report.power != "running" or not spec.nics or report.reachable is False:
             return report.reachable
         now = time.monotonic()
         health = self._health.get(spec.instance_id)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import stat
 import subprocess
 import time
@@ -35,13 +36,15 @@ START_TIMEOUT = 20.0
 PRESS_AGAIN = 2.0
 REBOOT_SECONDS = 60
 CONSOLE_BYTES = 65536
+#: Free space of the volumes' disk (bytes) with which a paused machine goes on.
+ROOM = 64 << 20
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """An order to end: `why` it was given, since when (seconds since the epoch), when the button was last pressed."""
+    """An order to end: `why` it was given, since when (`_now`), when the button was last pressed."""
 
     why: Literal["stop", "reboot"]
     since: float
@@ -58,6 +61,40 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     files.replace(path, json.dumps(value).encode())
+
+
+def server_boot() -> str:
+    """Which boot of the physical server this is (proc(5), random/boot_id)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _now() -> float:
+    """Seconds since the server's boot: no machine outlives that, and setting the server's clock does not change it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def why_paused(events: str) -> str:
+    """Why QEMU holds the machine's processors, by its last events: the server's disk did not take what it wrote."""
+    why = ""
+    for line in events.splitlines():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if event.get("event") == "BLOCK_IO_ERROR" and event["data"].get("action") == "stop":
+                full = event["data"].get("nospace")
+                why = "the server's disk is full" if full else f"the server's disk fails: {event['data'].get('reason')}"
+            elif event.get("event") in ("RESUME", "BOOT"):
+                why = ""
+    return why
+
+
+def _exit_code(events: str) -> int:
+    """How the last process of the machine ended, as the shell tells it (128 + signal); 0 if nothing is known."""
+    for line in reversed(events.splitlines()):
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if event.get("event") == "EXIT":
+                return int(event["code"])
+    return 0
 
 
 def how_it_ended(events: str) -> str:
@@ -83,8 +120,10 @@ class QemuMachines:
         first_uid: int,
         accelerator: Callable[[], Accelerator],
         changed: Callable[[], None],
+        boot_id: Callable[[], str] = server_boot,
     ) -> None:
         self.directory = directory
+        self._boot_id = boot_id()
         self.images = images
         self._volume_file = volume_file
         self._first_uid = first_uid
@@ -127,11 +166,17 @@ class QemuMachines:
             if stopping is not None:
                 power = "stopping" if stopping.why == "stop" else "running"
                 phase = "shutting down" if stopping.why == "stop" else "rebooting"
+            paused = why_paused(self._events(places))
+            if paused:
+                return MachineReport(
+                    instance_id, power, count, detail=f"paused: {paused}", phase=f"paused: {paused}",
+                    accelerator=accelerator, reachable=False,
+                )  # fmt: skip
             return MachineReport(instance_id, power, count, phase=phase, accelerator=accelerator)
         if not boot["begun"] and not self._reason(places):
             # QEMU was never heard of (or haneul ended before it could start it): that boot has not happened.
             return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
-        cause, detail = self._ending(places)
+        cause, detail = self._ending(places, boot)
         return MachineReport(instance_id, "off", count, cause, detail, "off", accelerator)
 
     def _stopping(self, places: Places) -> Stopping | None:
@@ -139,9 +184,12 @@ class QemuMachines:
         return Stopping(**value) if value else None
 
     def _reason(self, places: Places) -> str:
-        return how_it_ended(_tail(places.events, 65536).decode(errors="replace"))
+        return how_it_ended(self._events(places))
 
-    def _ending(self, places: Places) -> tuple[str, str]:
+    def _events(self, places: Places) -> str:
+        return _tail(places.events, 65536).decode(errors="replace")
+
+    def _ending(self, places: Places, boot: dict[str, Any]) -> tuple[str, str]:
         """(cause, detail) of a machine that is off."""
         reason = self._reason(places)
         if self._stopping(places) is not None:
@@ -150,6 +198,12 @@ class QemuMachines:
             return "guest-shutdown", ""
         if reason:
             return "crash", f"QEMU ended: {reason}"
+        if boot.get("server_boot", self._boot_id) != self._boot_id:
+            return "server-reboot", "the server was restarted"
+        code = _exit_code(self._events(places))
+        if code > 128:
+            killed = "killed: was the server out of memory?" if code == 128 + signal.SIGKILL else "it crashed"
+            return "crash", f"QEMU ended by signal {code - 128} ({killed})"
         said = _tail(places.errors, 600).decode(errors="replace").strip()
         return "crash", f"QEMU ended without an orderly shutdown (killed or crashed). {said}".strip()
 
@@ -185,6 +239,8 @@ class QemuMachines:
                 places.stopping.unlink(missing_ok=True)  # an order that was taken back
             if found.boot_count < spec.boot_count:
                 await self._end(spec.instance_id, "reboot", REBOOT_SECONDS, force=False)
+            elif found.detail and self._has_room():
+                await self._qmp(places, "cont")
             return self._look(spec.instance_id)
         if found.power == "off" and found.boot_count >= spec.boot_count:
             return found
@@ -192,6 +248,11 @@ class QemuMachines:
             return MachineReport(spec.instance_id, "starting", found.boot_count, phase="waiting for its network")
         await self._start(spec, taps, first=found.power == "absent" or found.boot_count == 0)
         return self._look(spec.instance_id)
+
+    def _has_room(self) -> bool:
+        """Whether a machine that was paused for want of disk may go on."""
+        found = os.statvfs(self._volume_file("any").parent)
+        return found.f_bavail * found.f_frsize > ROOM
 
     async def _start(self, spec: MachineSpec, taps: dict[str, int], first: bool) -> None:
         places = self.places(spec.instance_id)
@@ -205,7 +266,7 @@ class QemuMachines:
         kernel = self._kernel(spec) if first else None
         own = qemu_command.command(spec, places, disks, taps, accelerator)
         given = qemu_command.command(spec, places, disks, taps, accelerator, kernel) if kernel else None
-        boot = {"boot_count": spec.boot_count, "accelerator": accelerator, "begun": False}
+        boot = {"boot_count": spec.boot_count, "accelerator": accelerator, "begun": False, "server_boot": self._boot_id}
         _write_json(places.boot, boot)
         await asyncio.to_thread(self._spawn, spec.instance_id, places, given, own, list(taps.values()), uid)
         await self._until_it_answers(spec.instance_id, places)
@@ -338,12 +399,12 @@ class QemuMachines:
     async def _end(self, instance_id: str, why: Literal["stop", "reboot"], seconds: int, force: bool) -> None:
         """Press the power button until the deadline, then cut the power."""
         places = self.places(instance_id)
-        now = time.time()
+        now = _now()
         stopping = self._stopping(places)
-        if stopping is None or stopping.why != why:
+        # What an older haneul wrote was on another clock.
+        if stopping is None or stopping.why != why or stopping.since > now:
             stopping = Stopping(why, now, 0.0)
-        # A clock that was set back must not keep a machine for ever.
-        overdue = now - stopping.since >= seconds or now < stopping.since - 1
+        overdue = now - stopping.since >= seconds
         pressing = now - stopping.pressed >= PRESS_AGAIN
         if pressing or force or overdue:
             _write_json(places.stopping, {"why": why, "since": stopping.since, "pressed": now})

@@ -16,6 +16,8 @@ TB_SIZE = 128
 CAPABILITIES = '{"execute":"qmp_capabilities"}\n'
 #: What the shell writes into the event log when the next boot of the same machine begins.
 BOOT = '{"event": "BOOT"}'
+#: proc(5): -1000 (never) to 1000 (first).
+OOM_SCORE = 500
 #: Memory of the guest is no part of a core dump, wherever the server sends those.
 MACHINE = "q35,dump-guest-core=off"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -175,16 +177,19 @@ def lives(boots: list[str], given: list[str] | None, places: Places, feed: int) 
     events = shlex.quote(str(places.events))
     # Each boot begins with a line of its own: an older boot's end is not taken for this one's.
     # A crash writes no core file: it would hold the guest's memory.
+    # When the server runs out of memory, a machine goes before what serves all of them.
     script = f"""ulimit -c 0
+echo {OOM_SCORE} > /proc/self/oom_score_adj
 {shlex.join(given or boots)}
 code=$?
 while [ $code -eq 0 ]; do
-  case "$(grep -e '"BOOT"' -e '"SHUTDOWN"' {events} | tail -n 1)" in *'"guest-reset"'*) ;; *) exit 0 ;; esac
+  case "$(grep -e '"BOOT"' -e '"SHUTDOWN"' {events} | tail -n 1)" in *'"guest-reset"'*) ;; *) break ;; esac
   echo {shlex.quote(BOOT)}
   printf '%s\\n' {shlex.quote(CAPABILITIES.strip())} > /proc/self/fd/{feed}
   {shlex.join(boots)}
   code=$?
 done
+printf '{{"event": "EXIT", "code": %d}}\\n' $code
 exit $code"""
     return ["/bin/sh", "-c", script]
 

@@ -92,6 +92,9 @@ def why_ended(observed: Observed, at: str) -> Reason:
     if observed.cause == "launch-failed":
         code, text = "Server.InternalError", "Internal error on launch"
         return Reason(code, f"{code}: {text}: {observed.detail}", f"{code}: {text} ({at})")
+    if observed.cause == "server-reboot":
+        code, text = "Server.ScheduledStop", "The server was restarted"
+        return Reason(code, f"{code}: {text}", f"{code} ({at})")
     if observed.cause == "ordered":
         code, text = "Server.ScheduledStop", "Stopped by the owner of the server"
         return Reason(code, f"{code}: {text}", f"{code} ({at})")

@@ -240,6 +240,10 @@ class Control:
         observed = observed_of(row)
         assert observed is not None
         if ended_by_itself(desired(row), observed):
+            if observed.cause == "server-reboot" and self._settings.after_reboot == "start":
+                # One more boot, as if its user had ordered a reboot: it keeps its place and its addresses.
+                tx.update(tables.instances, row["id"], boot_count=row["boot_count"] + 1)
+                return True
             self._ended(tx, row, observed)
             return True
         if row["power"] == "stopped" and observed.power in ("off", "absent"):

@@ -7,6 +7,7 @@ see a snapshot (REPEATABLE READ). So an operation is written once, for one write
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -19,14 +20,23 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Table, event
 
+from haneul.errors import CloudError
 from haneul.store import tables
 
+log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 IN_CHUNK = 500
 #: The one writer's lock on PostgreSQL (any number that no other program uses in this database).
 WRITER_LOCK = 0x68616E65756C
 #: Page caches of SQLite, KiB for each connection.
 WRITER_KIB, READER_KIB = 8000, 400
+
+
+def _refusal(error: sa.exc.OperationalError) -> CloudError:
+    """What a client is told when the database cannot work: to try again (SDKs do), and why, for the owner."""
+    log.error("the database cannot work: %s", error.orig)
+    why = "its disk is full" if "full" in str(error.orig) else "its database does not work"
+    return CloudError("Unavailable", f"The server cannot do this now: {why}.")
 
 
 def _configure_sqlite(engine: Engine, synchronous: str) -> None:
@@ -74,6 +84,12 @@ def _touch_owner_of(table: Table) -> Any:
 @cache
 def _names(table: Table) -> tuple[str, ...]:
     return tuple(table.c.keys())
+
+
+@cache
+def _begin(sqlite: bool) -> Any:
+    """What makes the transaction the only one that writes."""
+    return sa.text("BEGIN IMMEDIATE") if sqlite else sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK))
 
 
 class Transaction:
@@ -266,16 +282,16 @@ class Store:
     def write(self) -> Iterator[Transaction]:
         """Commits at the end of the block; any exception undoes everything."""
         with self._writer if self._sqlite else nullcontext(), self.engine.connect() as connection:
-            if self._sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITER_LOCK)))
-            tx = Transaction(connection, writable=True)
             try:
+                connection.execute(_begin(self._sqlite))
+                tx = Transaction(connection, writable=True)
                 yield tx
                 if tx.wakes:
                     tx.raise_revision()
                 connection.commit()
+            except sa.exc.OperationalError as error:
+                connection.rollback()
+                raise _refusal(error) from error
             except BaseException:
                 connection.rollback()
                 raise
