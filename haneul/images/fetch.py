@@ -63,20 +63,29 @@ def copy(source: str, target: Path, most: int, say: Say, *, digest: str = "") ->
     Raises `SettingsError`.
     """
     try:
-        copied = download(source, target, most, say, known=bool(digest)) if is_url(source) else _copy_file(Path(source), target, most, say)
+        copied = (
+            download(source, target, most, say, known=bool(digest))
+            if is_url(source)
+            else _copy_file(Path(source), target, most, say)
+        )
     except OSError as error:
         raise SettingsError(f"{shown(source)} could not be read: {error}") from None
     if digest and copied.sha256 != digest.lower():
-        raise SettingsError(f"the file's SHA-256 is {copied.sha256}, not {digest.lower()}: it is not the file that was meant")
+        raise SettingsError(
+            f"the file's SHA-256 is {copied.sha256}, not {digest.lower()}: it is not the file that was meant"
+        )
     return copied
 
 
 def shown(source: str) -> str:
-    """A file's name, or a URL without what may be a secret in it."""
-    if not is_url(source):
-        return Path(source).name
-    parts = urlsplit(source)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """A file's name, or a URL without what may be a secret in it; printable."""
+    text = Path(source).name
+    if is_url(source):
+        text = source.partition("?")[0].partition("#")[0]
+        scheme, _, rest = text.partition("://")
+        host, slash, path = rest.partition("/")
+        text = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -165,7 +174,9 @@ def download(
         parts = _checked_url(url)
         address = _resolve(parts)
         if before is not None and before.is_global and not address.is_global:
-            raise SettingsError(f"a redirect leads from {before} into a private network ({address}); it is not followed")
+            raise SettingsError(
+                f"a redirect leads from {before} into a private network ({address}); it is not followed"
+            )
         before = address
         with _asked(parts, address, silence, deadline) as answer:
             if answer.status not in (301, 302, 303, 307, 308):

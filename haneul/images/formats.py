@@ -399,7 +399,7 @@ _VHD_MOST = 2040 * GIB
 
 
 def _vhd(disk: _Disk) -> Header:
-    """"Hard Disk Footer Format"; all numbers are big-endian."""
+    """ "Hard Disk Footer Format"; all numbers are big-endian."""
     _need(disk.size >= 2 * SECTOR, "it is shorter than a VHD can be")
     footer = disk.at(disk.size - SECTOR, SECTOR, "the footer")
     _need(footer[:8] == b"conectix", "it has no footer at its end")
@@ -425,7 +425,7 @@ def _vhd(disk: _Disk) -> Header:
 
 
 def _vhd_dynamic(disk: _Disk, offset: int, size: int) -> None:
-    """"Dynamic Disk Header Format"."""
+    """ "Dynamic Disk Header Format"."""
     _need(offset >= SECTOR, f"its dynamic header at {offset} would be in the footer's copy")
     found = disk.at(offset, 1024, "its dynamic header")
     _need(found[:8] == b"cxsparse", "it has no dynamic header")

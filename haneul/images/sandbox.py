@@ -58,7 +58,7 @@ def run(
     Gives at most 64 KiB of what it printed; `heard` gets it piece by piece. Raises `ConfinedError` if it fails or
     takes too long, `SettingsError` if this machine cannot confine.
     """
-    _need_tools()
+    need_tools()
     _make_output(write)
     read.chmod(0o444)
     filter_file = os.memfd_create("seccomp")
@@ -71,9 +71,12 @@ def run(
         os.close(filter_file)
 
 
-def _need_tools() -> None:
+def need_tools() -> None:
+    """Raises `SettingsError` if nothing can be confined here."""
     if platform.machine() != "x86_64":
-        raise SettingsError(f"images are imported on x86_64 only, because only there they are confined; this is {platform.machine()}")
+        raise SettingsError(
+            f"images are imported on x86_64 only, because only there they are confined; this is {platform.machine()}"
+        )
     if os.geteuid() != 0:
         raise SettingsError("confining needs root: use sudo")
     if shutil.which("bwrap") is None:
