@@ -93,19 +93,21 @@ def shown(source: str) -> str:
 
 def _copy_file(source: Path, target: Path, most: int, say: Say) -> Copied:
     # O_NONBLOCK: opening a pipe must not wait for whoever writes into it.
+    if source.is_symlink():
+        raise SettingsError(f"{source} is a symbolic link; name the file itself")
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        if source.is_symlink():
-            raise SettingsError(f"{source} is a symbolic link; name the file itself") from None
         raise SettingsError(f"{source}: {os.strerror(error.errno or 0)}") from None
-    with open(descriptor, "rb", buffering=0) as file:
+    try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise SettingsError(f"{source} is no regular file")
         _need_size(before.st_size, most, target)
-        copied = _pour(lambda: file.read(PIECE), target, before.st_size, before.st_size, say, "copying")
+        copied = _pour(lambda: os.read(descriptor, PIECE), target, before.st_size, before.st_size, say, "copying")
         after = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
     if copied.size != before.st_size or _version(before) != _version(after):
         raise SettingsError(f"{source} changed while it was copied")
     return copied
@@ -247,13 +249,25 @@ def _inner(address: Address) -> Address | None:
     return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
 
 
+def _connect(address: Address, port: int, seconds: float) -> socket.socket:
+    """Nothing is looked up again: this is the address that was checked."""
+    found = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        found.settimeout(seconds)
+        found.connect((str(address), port))
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
 @contextmanager
 def _asked(parts: SplitResult, address: Address, silence: float, deadline: float) -> Iterator[http.client.HTTPResponse]:
     """The answer's head; its socket is cut at the deadline, however slowly it drips."""
     host = parts.hostname or ""
     left = deadline - time.monotonic()
     connection = http.client.HTTPConnection(str(address), _port(parts), timeout=silence)
-    raw = socket.create_connection((str(address), _port(parts)), timeout=max(0.1, min(silence, left)))
+    raw = _connect(address, _port(parts), max(0.1, min(silence, left)))
     descriptor = socket.socket(fileno=os.dup(raw.fileno()))
     late = threading.Event()
 

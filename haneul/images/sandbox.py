@@ -11,6 +11,7 @@ Sources: bwrap(1), setpriv(1), prlimit(1), setrlimit(2); Linux, Documentation/us
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import select
@@ -99,7 +100,7 @@ def confined(words: Sequence[str], *, read: Path, write: Path, limits: Limits, u
         # What setpriv needs to give up being root; all of it is gone when the program starts.
         "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP",
         "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib",
-        "--symlink", "usr/lib64", "/lib64", "--dev-bind", "/dev/null", "/dev/null",
+        "--symlink", "usr/lib64", "/lib64", "--perms", "0755", "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null",
         "--ro-bind", str(read), "/input", "--bind", str(write), "/output", "--remount-ro", "/", "--chdir", "/",
         "--seccomp", str(filter_fd), "--",
         "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs", "--bounding-set=-all",
@@ -130,7 +131,7 @@ def _supervise(command: list[str], filter_fd: int, seconds: float, heard: Callab
             # The first process of its namespace: with it ends everything in there.
             process.kill()
     if code:
-        raise ConfinedError(f"{_how(code)}{_last_words(said)}")
+        raise ConfinedError(f"{_how(code, said)}{_last_words(said)}")
     return said
 
 
@@ -149,8 +150,10 @@ def _listen(process: subprocess.Popen[bytes], deadline: float, heard: Callable[[
         heard(piece)
 
 
-def _how(code: int) -> str:
-    """bwrap ends with 128 + the signal that ended its program (bwrap(1))."""
+def _how(code: int, said: bytes) -> str:
+    """bwrap ends with 128 + the signal that ended its program (bwrap(1)); who ignores SIGXFSZ says EFBIG."""
+    if os.strerror(errno.EFBIG).encode() in said:
+        return "its output grew beyond the limit"
     number = -code if code < 0 else code - 128
     if number == signal.SIGXFSZ:
         return "its output grew beyond the limit"
