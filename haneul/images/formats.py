@@ -11,7 +11,7 @@ said otherwise.
 
 from __future__ import annotations
 
-import os
+import io
 import re
 import struct
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class _Disk:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.size = file.seek(0, os.SEEK_END)
+        self.size = file.seek(0, io.SEEK_END)
 
     def has(self, offset: int, length: int) -> bool:
         return offset >= 0 and length >= 0 and offset + length <= self.size
@@ -335,7 +335,9 @@ def _vmdk_descriptor(disk: _Disk, header: _Sparse) -> str:
     length = header.descriptor_size * SECTOR
     _need(length <= _DESCRIPTOR_BYTES, f"its descriptor of {length} bytes is too long")
     found = disk.at(header.descriptor * SECTOR, length, "its descriptor")
-    text, _, rest = found.partition(b"\0")
+    text, end, rest = found.partition(b"\0")
+    # QEMU reads 20 sectors whatever the header says: what has no end goes on in what is not looked at here.
+    _need(bool(end), "its descriptor has no end")
     _need(not any(rest), "its descriptor goes on behind its end")
     # QEMU searches for these words anywhere in the text: none may hide in a comment or in a value.
     lower = text.lower()

@@ -119,6 +119,7 @@ class ImageStore:
             (output / "image.json").write_text(json.dumps(about, indent=2) + "\n")
             for path in (output, *output.iterdir()):
                 path.chmod(0o755 if path.is_dir() else 0o644)
+                _to_disk(path)
             old, target = self.directory / f".old-{name}", self.directory / name
             if target.exists():
                 target.rename(old)
@@ -200,6 +201,15 @@ def check_name(name: str) -> None:
 def _by_recipe(recipe: Recipe, work: Path, output: Path, say: Say) -> dict[str, Any]:
     recipe.build(work, output, say)
     return {"description": recipe.description, "size_gib": recipe.size_gib, "user": recipe.user}
+
+
+def _to_disk(path: Path) -> None:
+    """What gets its name has its content, also after a power failure."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -119,6 +120,56 @@ def test_good_images_are_imported(store: ImageStore, tmp_path: Path) -> None:
         assert sorted(path.name for path in disk.parent.iterdir()) == ["disk.qcow2", "image.json"]
         assert disk.stat().st_mode & 0o7777 == 0o644 and disk.stat().st_uid == 0 and disk.stat().st_gid == 0
         assert [path.name for path in store.directory.iterdir()] == ["hostile"]
+
+
+def test_what_the_parser_accepts_qemu_understands_in_the_same_way(tmp_path: Path, record_tally: Tally) -> None:
+    """Damaged headers that are accepted: QEMU refuses them too, or sees the same disk and no other file."""
+    given, accepted, looks = tmp_path / "given", 0, []
+    for name, (declared, make, _) in GOOD.items():
+        if declared == "raw":
+            continue
+        good, chance = make(), random.Random(name)
+        for _ in range(600):
+            damaged = bytearray(good)
+            for _ in range(chance.randint(1, 3)):
+                place = chance.choice((chance.randrange(112), chance.randrange(1100), chance.randrange(-1024, 0)))
+                damaged[place] = chance.choice((0, 1, 2, 0xFF, chance.randrange(256)))
+            if bytes(damaged) == good:
+                continue
+            given.unlink(missing_ok=True)
+            given.write_bytes(damaged)
+            try:
+                with given.open("rb") as file:
+                    header = parse(file, declared, 256 * GIB)
+            except SettingsError:
+                continue
+            accepted += 1
+            if accepted % 4 == 0:  # a look takes as long as fifty refusals
+                looks.append(_seen_otherwise(given, tmp_path / "output", header))
+    read = [one for one in looks if one is not None]
+    differing = [one for one in read if one]
+    record_tally(
+        f"damaged headers that are accepted: {len(looks)} shown to QEMU, {len(read)} read by it, "
+        f"{len(differing)} seen otherwise"
+    )
+    assert len(read) > 50
+    assert not differing
+
+
+def _seen_otherwise(given: Path, output: Path, header: importer.Header) -> list[str] | None:
+    """What QEMU sees beside or instead of the header; None if it refuses."""
+    source = f"{importer._DRIVERS[header.format]},file.driver=file,file.filename=/input"
+    words = ["qemu-img", "info", "--output=json", "--image-opts", source]
+    try:
+        said = sandbox.run(words, read=given, write=output, limits=sandbox.Limits(MIB, 20, 30)).decode()
+    except sandbox.ConfinedError:
+        return None
+    found = json.loads(said[said.index("{\n") :])
+    extents = found.get("format-specific", {}).get("data", {}).get("extents", [])
+    others = [one for one in ("backing-filename", "full-backing-filename", "data-file") if one in said]
+    others += [one["filename"] for one in extents if one["filename"] != "/input"]
+    same = found["virtual-size"] == header.virtual_size
+    return others if same else [*others, f"{header}: {found['virtual-size']}"]
 
 
 # --- secrets -----------------------------------------------------------------------------------------------

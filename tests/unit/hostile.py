@@ -212,6 +212,12 @@ def extents(*lines: str) -> bytes:
     return vmdk(extent="\n".join(lines))
 
 
+def _full_sector() -> bytes:
+    """A descriptor of 512 bytes to the last one, which is of a comment."""
+    text = DESCRIPTOR.format(kind="monolithicSparse", extent=EXTENT)
+    return text.encode() + b"#".ljust(511 - len(text), b"x") + b"\n"
+
+
 VMDK: dict[str, Hostile] = {
     "descriptor only": ("vmdk", lambda: DESCRIPTOR.format(kind="monolithicFlat", extent='RW 2048 FLAT "/etc/shadow" 0').encode(), "that is one file"),
     "descriptor with a device": ("vmdk", lambda: DESCRIPTOR.format(kind="fullDevice", extent='RW 2048 FLAT "/dev/sda" 0').encode(), "that is one file"),
@@ -244,6 +250,7 @@ VMDK: dict[str, Hostile] = {
     "a key twice": ("vmdk", lambda: described("version=1", "version=1\nversion=2"), "says version twice"),
     "a line of nonsense": ("vmdk", lambda: described("version=1", "version=1\nhello world"), "line that means nothing"),
     "text behind the end": ("vmdk", lambda: vmdk(DESCRIPTOR.format(kind="monolithicSparse", extent=EXTENT).encode() + b'\0\nparentFileNameHint="x"'), "goes on behind its end"),
+    "parent behind the descriptor's size": ("vmdk", lambda: put(vmdk(_full_sector() + b'parentFileNameHint="/etc/shadow"\n'), 36, "<Q", 1), "descriptor has no end"),
     "no descriptor": ("vmdk", lambda: put(vmdk(), 28, "<QQ", 0, 0), "no embedded descriptor"),
     "descriptor not one": ("vmdk", lambda: vmdk(b"parentCID=ffffffff\ncreateType=x\n"), "does not begin as one"),
     "descriptor too long": ("vmdk", lambda: put(vmdk(), 36, "<Q", 129), "descriptor of 66048 bytes is too long"),
