@@ -85,7 +85,12 @@ def shown(source: str) -> str:
         scheme, _, rest = text.partition("://")
         host, slash, path = rest.partition("/")
         text = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    """What a stranger said, for a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
 
 
 # --- files -------------------------------------------------------------------------------------------------
@@ -195,9 +200,9 @@ def _checked_url(url: str) -> SplitResult:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise SettingsError(f"this is no URL: {error}") from None
+        raise SettingsError(f"this is no URL: {_plain(str(error))}") from None
     if parts.scheme not in ("http", "https"):
-        raise SettingsError(f"the URL's scheme is {parts.scheme!r}; only http and https are fetched")
+        raise SettingsError(f"the URL's scheme is {_plain(parts.scheme)!r}; only http and https are fetched")
     if not parts.hostname or port == 0:
         raise SettingsError(f"the URL {shown(url)} names no host")
     if parts.username is not None or parts.password is not None:
@@ -287,7 +292,7 @@ def _asked(parts: SplitResult, address: Address, silence: float, deadline: float
         connection.request("GET", path, headers={"Host": parts.netloc, "User-Agent": "haneul", "Connection": "close"})
         yield connection.getresponse()
     except (http.client.HTTPException, ValueError) as error:
-        raise SettingsError(f"{host} does not answer as HTTP says: {error!r}") from None
+        raise SettingsError(f"{host} does not answer as HTTP says: {_plain(repr(error))}") from None
     except OSError as error:
         raise SettingsError(f"{host}: {'the download took too long' if late.is_set() else error}") from None
     finally:
@@ -301,12 +306,12 @@ def _asked(parts: SplitResult, address: Address, silence: float, deadline: float
 
 def _receive(answer: http.client.HTTPResponse, target: Path, most: int, say: Say) -> Copied:
     if answer.status != 200:
-        raise SettingsError(f"the server answers {answer.status} {answer.reason}")
+        raise SettingsError(f"the server answers {answer.status} {_plain(answer.reason)}")
     if answer.getheader("Content-Encoding", "identity") != "identity":
         raise SettingsError("the server packs its answer though it was not asked to")
     told = answer.getheader("Content-Length")
     if told is not None and not (told.isascii() and told.isdigit()):
-        raise SettingsError(f"the server's Content-Length is {told!r}")
+        raise SettingsError(f"the server's Content-Length is {_plain(told)!r}")
     expected = int(told) if told is not None and answer.length is not None else None
     _need_size(expected or 0, most, target)
     most = min(most, room(target.parent))

@@ -64,7 +64,7 @@ class _Disk:
 
 def _need(right: bool, why: str) -> None:
     if not right:
-        raise SettingsError(f"the disk image is refused: {why}")
+        raise SettingsError(f"the disk image is refused: {why[:300]}")
 
 
 def parse(file: BinaryIO, declared: str, limit: int) -> Header:

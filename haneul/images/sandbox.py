@@ -95,6 +95,9 @@ def confined(words: Sequence[str], *, read: Path, write: Path, limits: Limits, u
     """The command line; pure."""
     return [
         "setpriv", "--pdeathsig", "KILL", "--",
+        # bwrap ends before what its program left behind is dead. As the first process of a namespace it cannot: who has
+        # waited for it knows that nobody writes to the output any more.
+        "unshare", "--pid", "--fork", "--kill-child=SIGKILL", "--",
         "bwrap", "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
         "--unshare-cgroup-try", "--hostname", "import", "--clearenv", "--setenv", "PATH", "/usr/bin", "--setenv", "LC_ALL", "C.UTF-8",
         # What setpriv needs to give up being root; all of it is gone when the program starts.
@@ -128,7 +131,7 @@ def _supervise(command: list[str], filter_fd: int, seconds: float, heard: Callab
         except (TimeoutError, subprocess.TimeoutExpired):
             raise ConfinedError(f"it was ended after {seconds:.0f} s") from None
         finally:
-            # The first process of its namespace: with it ends everything in there.
+            # With it ends everything in there (`--kill-child`, `--die-with-parent`).
             process.kill()
     if code:
         raise ConfinedError(f"{_how(code, said)}{_last_words(said)}")

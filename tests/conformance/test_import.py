@@ -379,7 +379,25 @@ def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
         with pytest.raises(sandbox.ConfinedError, match=why):
             sandbox.run(["sh", "-c", words], read=given, write=tmp_path / "output", limits=limits)
         assert time.monotonic() - began < 20
+        while _processes_of(sandbox.uid()):
+            assert time.monotonic() - began < 20
+            time.sleep(0.01)
+
+
+def test_nobody_writes_after_the_end(tmp_path: Path) -> None:
+    """A program that leaves a process behind: when the sandbox has ended, so has that, and what is checked stays."""
+    given = tmp_path / "given"
+    given.write_bytes(DISK)
+    leaving = (
+        "import os, time\nif os.fork(): time.sleep(0.1); os._exit(0)\nos.setsid(); os.closerange(1, 9)\n"
+        "fd = os.open('/output', os.O_WRONLY)\nwhile True: os.pwrite(fd, b'%d' % time.monotonic_ns(), 0)"
+    )
+    limits = sandbox.Limits(MIB, 20, 30)
+    for _ in range(15):
+        sandbox.run(["python3", "-ISc", leaving], read=given, write=tmp_path / "output", limits=limits)
+        found = (tmp_path / "output").read_bytes()
         assert not _processes_of(sandbox.uid())
+        assert found and (tmp_path / "output").read_bytes() == found
 
 
 def _processes_of(uid: int) -> list[str]:
