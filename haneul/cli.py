@@ -77,7 +77,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-image_app = typer.Typer(help="Build, list and remove images.", no_args_is_help=True)
+image_app = typer.Typer(help="Build, import, list and remove images.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
 account_app = typer.Typer(help="Accounts and their access keys.", no_args_is_help=True)
 app.add_typer(account_app, name="account")
@@ -749,6 +749,37 @@ def image_build(
         out.print(f"{built.disk} is {built.image_id}", highlight=False)
 
 
+@image_app.command("import")
+def image_import(
+    source: Annotated[str, typer.Argument(metavar="FILE|URL", help="A disk image: a file, or an http(s) URL.")],
+    name: Annotated[str, typer.Option(help="The image's name: 3 to 128 letters, digits and ._-")],
+    format: Annotated[str, typer.Option(help="Of the file: qcow2, raw, vmdk or vhd. It is never guessed.")],
+    user: Annotated[str, typer.Option(help="Who logs in to its instances.")] = "root",
+    description: Annotated[str, typer.Option(help="For people who choose an image.")] = "",
+    sha256: Annotated[str, typer.Option(metavar="HEX", help="Refuse a file with another SHA-256.")] = "",
+    size_gib: Annotated[int, typer.Option(min=0, help="Least size of its root volumes, in GiB (0: the disk's).")] = 0,
+    again: Annotated[bool, typer.Option("--again", help="Replace an image of that name.")] = False,
+) -> None:
+    """Make a disk image of your own an image of the catalogue (root). It boots by its own boot loader, by BIOS.
+
+    The file is taken for hostile: it is copied, checked and converted in a sandbox, and refused with the reason.
+
+    Examples: `haneul image import web.vmdk --name web --format vmdk --user admin`,
+    `haneul image import https://example.com/disk.qcow2 --name other --format qcow2 --sha256 HEX`
+    """
+    from haneul.images.importer import Bounds, Wanted, import_image
+
+    settings = config.load()
+    if again:
+        _need_unused(settings, name)
+    wanted = Wanted(source, name, format, user, description, sha256, size_gib)
+    bounds = Bounds(settings.import_max_gib << 30, settings.import_max_file_gib << 30)
+    store = _lifecycle.images(settings)
+    with _progress() as say:
+        made = import_image(store, wanted, bounds, say, again=again, need_unused=lambda: _need_unused(settings, name))
+    out.print(f"{made.disk} is {made.image_id}", highlight=False)
+
+
 def _need_unused(settings: Settings, name: str) -> None:
     users = _lifecycle.image_users(settings, name)
     if users:
@@ -762,9 +793,12 @@ def image_list(as_json: Json = False) -> None:
     if as_json:
         _print_json([asdict(one) | {"image_id": one.image_id} for one in found])
         return
+    from rich.markup import escape
+
     table = Table("image", "AMI id", "user", "root GiB", "description")
     for one in found:
-        table.add_row(one.disk, one.image_id, one.user, str(one.size_gib), one.description)
+        origin = f" (imported, {one.imported})" if one.imported else ""
+        table.add_row(one.disk, one.image_id, one.user, str(one.size_gib), escape(one.description) + origin)
     for name, recipe in RECIPES.items():
         if name not in {one.disk for one in found}:
             table.add_row(name, "(not built)", recipe.user, str(recipe.size_gib), recipe.description)

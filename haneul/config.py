@@ -73,6 +73,8 @@ class Settings:
     quota_placement_groups: int = _setting(500, "placement groups of one account in one region")
     quota_launch_templates: int = _setting(5000, "launch templates of one account in one region")
     quota_launch_template_versions: int = _setting(10000, "versions of one launch template")
+    import_max_gib: int = _setting(256, "the largest disk that `haneul image import` takes, as its guest sees it (GiB)")
+    import_max_file_gib: int = _setting(64, "the largest file that is imported, and that becomes of it (GiB)")
     forms_mib: int = _setting(96, "memory for answers' parts that are kept until their resource changes")
     log_format: Literal["text", "json"] = _setting("text", "form of the lines of haneul's log")
     audit: Literal["off", "writes", "all"] = _setting("writes", "which calls DATA/audit.jsonl records")
@@ -168,6 +170,9 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
 def _checked(settings: Settings) -> Settings:
     if not 0 <= settings.port <= 65535:
         raise SettingsError(f"port = {settings.port} is not a port")
+    for name in ("import_max_gib", "import_max_file_gib"):
+        if not 1 <= getattr(settings, name) <= 16384:
+            raise SettingsError(f"{name} = {getattr(settings, name)} is not a size from 1 to 16384 GiB")
     if len(settings.account) != 12 or not settings.account.isdigit():
         raise SettingsError(f"account = {settings.account!r} is not twelve digits")
     if settings.auth == "open" and settings.host not in ("127.0.0.1", "::1", "localhost"):

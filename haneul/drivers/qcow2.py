@@ -67,7 +67,8 @@ class Qcow2Disks:
             base = self.images / disk.image / "disk.qcow2"
             if not base.exists():
                 raise DriverError(f"the image '{disk.image}' is not built; `haneul image build` builds it", fatal=True)
-            command += ["-b", str(base.absolute()), "-F", "qcow2"]
+            # -u: root does not open the image, which may be imported; its size is not asked for, and the header names it.
+            command += ["-u", "-b", str(base.absolute()), "-F", "qcow2"]
         await run([*command, str(temporary), str(wanted)])
         temporary.chmod(0o600)
         temporary.replace(file)

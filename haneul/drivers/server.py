@@ -27,7 +27,7 @@ def _boot_id() -> str:
 
 
 def find_kernel(images: Path) -> Path | None:
-    """Any kernel of a built image: what the probe boots."""
+    """Any kernel of a built image: what the probe boots. An imported image has none."""
     return next(iter(sorted(images.glob("*/vmlinuz"))), None)
 
 
@@ -60,7 +60,7 @@ class LinuxServer:
             return known
         kernel = find_kernel(self._images)
         if kernel is None:
-            return "not probed yet: no image is built"
+            return "not probed yet: no image is built by a recipe (`haneul image build`)"
         found = await probe.boots(kernel, "kvm")
         self._file.write_text(json.dumps({"boot_id": _boot_id(), "kvm": found}))
         return found

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CatalogueImage:
-    """A built image. `disk` is its name in the image store, `created` seconds since the epoch, `user` who logs in."""
+    """An image of the store. `disk` is its name there, `created` seconds since the epoch, `user` who logs in.
+
+    `imported` is the format of the file that it was imported from, empty for what a recipe built.
+    """
 
     disk: str
     description: str
@@ -16,6 +19,7 @@ class CatalogueImage:
     size_gib: int
     created: float
     user: str
+    imported: str = ""
 
     @property
     def image_id(self) -> str:
