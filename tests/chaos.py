@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ class User:
     rng: random.Random
     launch: Mapping[str, Any]
     most: int
+    pause: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
     promises: list[Promise] = field(default_factory=list)
     ports: dict[int, set[bool]] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class User:
 
     def work(self) -> None:
         """Until told to stop. A launch that was not answered is asked for again, with its token, until it is."""
-        while not self.stop.is_set():
+        while not self.stop.wait(self.pause):
             alive = [one for one in self.promises if one.states != {"terminated"}]
             act = self.rng.random()
             if not self.group:
@@ -168,8 +169,8 @@ def settled(client: Any, seconds: float) -> dict[str, Any]:
     return found
 
 
-def lost(user: User, found: Mapping[str, Any]) -> list[str]:
-    """What the API promised to a user and is not so."""
+def lost(user: User, found: Mapping[str, Any], killed: Collection[str] = ()) -> list[str]:
+    """What the API promised to a user and is not so. Machines that were `killed` may be off, if that is the reason told."""
     wrong = []
     for promise in user.promises:
         instance = found.get(promise.instance)
@@ -177,8 +178,9 @@ def lost(user: User, found: Mapping[str, Any]) -> list[str]:
             wrong.append(f"{promise.instance} ({promise.token}) is not there")
             continue
         state = instance["State"]["Name"]
-        if state not in promise.states:
-            why = instance.get("StateReason", {}).get("Message", "")
+        why = instance.get("StateReason", {}).get("Message", "")
+        excused = promise.instance in killed and state == "stopped" and "virtual machine ended unexpectedly" in why
+        if state not in promise.states and not excused:
             wrong.append(f"{promise.instance} is {state} ({why}), promised: {sorted(promise.states)}")
         tag = next((one["Value"] for one in instance.get("Tags", []) if one["Key"] == "chaos"), "")
         if tag not in promise.tags and state != "terminated":
@@ -196,17 +198,20 @@ def twice(users: list[User], found: Mapping[str, Any]) -> list[str]:
     return [f"{one} was launched by nobody" for one in found if one not in known]
 
 
-def inconsistencies(store: Store) -> list[str]:
-    """What does not fit together in the store itself."""
+def inconsistencies(store: Store, settled: bool = True) -> list[str]:
+    """What does not fit together in the store itself. While machines are on their way, what they hold is theirs yet."""
     with store.read() as tx:
-        return [*_of_instances(tx), *_of_servers(tx), *_of_parts(tx)]
+        return [*_of_instances(tx, settled), *_of_servers(tx), *_of_parts(tx)]
 
 
-def _of_instances(tx: Transaction) -> list[str]:
+def _of_instances(tx: Transaction, settled: bool) -> list[str]:
     wrong = []
     for row in tx.select(tables.instances):
-        alive = row["power"] != "terminated"
+        on_its_way = not settled and row["power"] != "running" and bool(row["server_id"])
+        alive = row["power"] != "terminated" or on_its_way
         holds = row["reserved_memory_mib"] > 0
+        if on_its_way:
+            holds = row["power"] == "running"
         nics = len(tx.select(tables.interfaces, instance_id=row["id"]))
         disks = len(tx.select(tables.volumes, instance_id=row["id"]))
         if (holds, nics, disks) != ((row["power"] == "running"), alive, alive):
