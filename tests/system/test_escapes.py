@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -148,76 +149,6 @@ def test_a_qemu_that_was_taken_over_reaches_nothing(town: Town, record_tally: Ta
     )
 
 
-# --- links that it plants -------------------------------------------------------------------------------
-
-
-def _plant(town: Town, name: str, target: str) -> None:
-    """A's uid puts a link where haneul expects a file or socket of the machine."""
-    place = town.folder(town.a) / "run" / name
-    town.as_machine(town.a, "sh", "-c", f"mv {place} {place}.real 2>/dev/null; ln -s {target} {place}")
-
-
-def _take_away(town: Town, name: str) -> None:
-    place = town.folder(town.a) / "run" / name
-    town.as_machine(town.a, "sh", "-c", f"rm -f {place}; mv {place}.real {place} 2>/dev/null || true")
-
-
-def test_links_of_a_machine_are_not_followed(town: Town, tmp_path: Path, record_tally: Tally) -> None:
-    """Console output, screenshot, the cutting of logs, stop and terminate: as root, in a folder of the machine's."""
-    haneul, ec2, a = town.haneul, town.haneul.client(), town.a
-    precious = haneul.data / "precious"
-    precious.write_bytes(b"PRECIOUS" * (1 << 18))
-    victims = [
-        precious,
-        haneul.data / "identity" / "credentials",
-        town.folder(town.b) / "run" / "console.log",
-        Path("/etc/shadow"),
-    ]
-    kept = {path: path.read_bytes() for path in victims[:2]}
-    tried = 0
-    for target in victims:
-        _plant(town, "console.log", str(target))
-        assert not ec2.get_console_output(InstanceId=a, Latest=True).get("Output")
-        _take_away(town, "console.log")
-        _plant(town, "screen.png", str(target))
-        shown = base64.b64decode(ec2.get_console_screenshot(InstanceId=a)["ImageData"])
-        assert shown[:3] == b"\xff\xd8\xff", "the link went, the picture is the machine's"
-        tried += 2
-    for target in (
-        town.folder(town.b) / "run" / "qmp.sock",
-        haneul.data / "control.sock",
-        town.run / "none",
-        Path("/etc/shadow"),
-    ):
-        _plant(town, "qmp.sock", str(target))
-        with pytest.raises(ClientError):
-            ec2.get_console_screenshot(InstanceId=a)
-        _take_away(town, "qmp.sock")
-        tried += 1
-    _logs_are_cut_but_not_through_links(town, precious)
-    for name in ("console.log", "qmp.sock", "console.sock", "screen.png"):
-        _plant(town, name, str(precious))
-    ec2.stop_instances(InstanceIds=[a], Force=True)
-    haneul.until(a, "stopped")
-    ec2.start_instances(InstanceIds=[a])
-    haneul.until_ssh(a)
-    assert {path: path.read_bytes() for path in kept} == kept
-    assert haneul.ssh(town.b, "echo well") == "well", "B never noticed"
-    precious.unlink()
-    record_tally(f"links that a machine planted: {tried + 5}; 0 followed")
-
-
-def _logs_are_cut_but_not_through_links(town: Town, precious: Path) -> None:
-    """The metadata process cuts what grows: the errors of A (which shows that it was there), not what A links to."""
-    _plant(town, "console.log", str(precious))
-    errors = town.folder(town.a) / "stderr.log"
-    with open(errors, "ab") as file:
-        file.write(b"x" * (2 << 20))
-    eventually("the log of A is cut", lambda: errors.stat().st_size < 1 << 20, 30)
-    assert precious.stat().st_size == 2 << 20
-    _take_away(town, "console.log")
-
-
 # --- what a machine's processes are ---------------------------------------------------------------------
 
 
@@ -272,3 +203,151 @@ def _check_descriptors(town: Town, instance: str, pid: int) -> int:
         inode = re.fullmatch(r"socket:\[(\d+)\]", link)
         assert (inode and inode[1] in known) or link.startswith(fine), f"{instance}'s process {pid} has {link} open"
     return len(links)
+
+
+# --- a guest with root ----------------------------------------------------------------------------------
+
+#: Runs in the guest, apart from the connection that starts it: it takes the network away from itself.
+_DISGUISES = """
+exec >/tmp/tried 2>&1
+mac=$(cat /sys/class/net/eth0/address); gateway=$(ip route | awk '/^default/ {print $3}')
+try() { if "$@" >/dev/null 2>&1 </dev/null; then echo "IN $disguise: $*"; else echo "out $disguise: $*"; fi; }
+all() {
+  disguise=$1
+  for one in TARGETS; do
+    try nc -w 2 ${one%:*} ${one#*:} &
+    try ping -c 1 -W 2 ${one%:*} &
+  done
+  wait
+}
+try_as() {
+  disguise=$1; shift
+  for one in PEOPLE; do try ping -c 1 -W 2 -I $1 $one & done
+  wait
+}
+all itself
+for one in HOSTS; do ip route add $one via $gateway; done; all routes
+for one in HOSTS; do ip route del $one; ip route add $one dev eth0; done; all on-link
+for one in HOSTS; do ip route del $one; done
+ip addr add B_ADDRESS/32 dev eth0; ip addr del B_ADDRESS/32 dev eth0
+ip addr add FREE/32 dev eth0; try_as its-free-address FREE; ip addr del FREE/32 dev eth0
+ip link set eth0 address B_MAC; all anothers-mac
+ip addr add B_ADDRESS/32 dev eth0; try_as anothers-mac-and-address B_ADDRESS; ip addr del B_ADDRESS/32 dev eth0
+ip link set eth0 address $mac
+for tag in 0 1 5; do
+  ip link add link eth0 name v$tag type vlan id $tag && ip addr add 172.31.15.9/20 dev v$tag && ip link set v$tag up && all vlan-$tag
+  ip link del v$tag
+done
+disguise=undone
+try ping -c 1 -W 2 $gateway
+echo finished
+"""
+
+
+def test_a_guest_with_root_reaches_nothing_it_should_not(town: Town, record_tally: Tally) -> None:
+    haneul = town.haneul
+    b = haneul.instance(town.b)
+    b_mac = b["NetworkInterfaces"][0]["MacAddress"]
+    pool = haneul.status()["public_pool"].partition("/")[0].rsplit(".", 1)
+    host, edge = (f"{pool[0]}.{int(pool[1]) + step}" for step in (1, 2))
+    hosts = (host, edge, "192.0.2.1", "169.254.255.1", "169.254.1.1")
+    ports = (haneul.port, 8099)
+    targets = [
+        f"{b['PrivateIpAddress']}:22",
+        f"{b['PublicIpAddress']}:22",
+        *(f"{one}:{port}" for one in hosts for port in ports),
+    ]
+    script = _DISGUISES
+    for word, value in {
+        "TARGETS": " ".join(targets), "HOSTS": " ".join(hosts), "PEOPLE": f"{b['PrivateIpAddress']} {host} 172.31.0.1",
+        "B_ADDRESS": b["PrivateIpAddress"], "B_MAC": b_mac, "FREE": "172.31.9.9",
+    }.items():  # fmt: skip
+        script = script.replace(word, value)
+    subprocess.run(["ip", "addr", "replace", "192.0.2.1/32", "dev", "lo"], check=True)
+    with socket.create_server(("0.0.0.0", 8099)) as listener:
+        listener.setblocking(False)
+        coded = base64.b64encode(script.encode()).decode()
+        haneul.ssh(town.a, f"echo {coded} | base64 -d > /tmp/try; (setsid sh /tmp/try >/dev/null 2>&1 </dev/null &)")
+        told = eventually(
+            "the guest has tried", lambda: _finished(haneul.ssh(town.a, "cat /tmp/tried", timeout=15)), 180
+        )
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    got_in = [line for line in told if line.startswith("IN")]
+    assert [line.split(":")[0] for line in got_in] == ["IN undone"], got_in
+    assert haneul.ssh(town.a, "imds meta-data/instance-id") == town.a
+    assert haneul.ssh(town.b, "imds user-data") == "SECRET-OF-B", "B has its address and its metadata still"
+    tried = sum(line.startswith("out") for line in told)
+    record_tally(f"attempts of a guest with root: {tried}; 0 reached another guest, the host or the edge")
+
+
+def _finished(text: str) -> list[str]:
+    lines = text.splitlines()
+    return lines if lines and lines[-1] == "finished" else []
+
+
+# --- links that it plants -------------------------------------------------------------------------------
+
+
+def _plant(town: Town, name: str, target: str) -> None:
+    """A's uid puts a link where haneul expects a file or socket of the machine."""
+    place = town.folder(town.a) / "run" / name
+    town.as_machine(town.a, "sh", "-c", f"mv {place} {place}.real 2>/dev/null; ln -s {target} {place}")
+
+
+def _take_away(town: Town, name: str) -> None:
+    place = town.folder(town.a) / "run" / name
+    town.as_machine(town.a, "sh", "-c", f"rm -f {place}; mv {place}.real {place} 2>/dev/null || true")
+
+
+def test_links_of_a_machine_are_not_followed(town: Town, tmp_path: Path, record_tally: Tally) -> None:
+    """Console output, screenshot, the cutting of logs, stop and terminate: as root, in a folder of the machine's."""
+    haneul, ec2, a = town.haneul, town.haneul.client(), town.a
+    precious = haneul.data / "precious"
+    precious.write_bytes(b"PRECIOUS" * (1 << 18))
+    victims = [
+        precious,
+        haneul.data / "identity" / "credentials",
+        town.folder(town.b) / "run" / "console.log",
+        Path("/etc/shadow"),
+    ]
+    kept = {path: path.read_bytes() for path in victims[:2]}
+    tried = 0
+    for target in victims:
+        _plant(town, "console.log", str(target))
+        assert not ec2.get_console_output(InstanceId=a, Latest=True).get("Output")
+        _take_away(town, "console.log")
+        _plant(town, "screen.png", str(target))
+        shown = base64.b64decode(ec2.get_console_screenshot(InstanceId=a)["ImageData"])
+        assert shown[:3] == b"\xff\xd8\xff", "the link went, the picture is the machine's"
+        tried += 2
+    for target in (
+        town.folder(town.b) / "run" / "qmp.sock",
+        haneul.data / "control.sock",
+        town.run / "none",
+        Path("/etc/shadow"),
+    ):
+        _plant(town, "qmp.sock", str(target))
+        with pytest.raises(ClientError):
+            ec2.get_console_screenshot(InstanceId=a)
+        _take_away(town, "qmp.sock")
+        tried += 1
+    _logs_are_cut_but_not_through_links(town, precious)
+    for name in ("console.log", "qmp.sock", "console.sock", "screen.png"):
+        _plant(town, name, str(precious))
+    haneul.terminate(a)
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert haneul.ssh(town.b, "echo well") == "well", "B never noticed"
+    precious.unlink()
+    record_tally(f"links that a machine planted: {tried + 5}; 0 followed")
+
+
+def _logs_are_cut_but_not_through_links(town: Town, precious: Path) -> None:
+    """The metadata process cuts what grows: the errors of A (which shows that it was there), not what A links to."""
+    _plant(town, "console.log", str(precious))
+    errors = town.folder(town.a) / "stderr.log"
+    with open(errors, "ab") as file:
+        file.write(b"x" * (2 << 20))
+    eventually("the log of A is cut", lambda: errors.stat().st_size < 1 << 20, 30)
+    assert precious.stat().st_size == 2 << 20
+    _take_away(town, "console.log")
