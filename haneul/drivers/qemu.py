@@ -61,9 +61,12 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def how_it_ended(events: str) -> str:
-    """QEMU's reason in the SHUTDOWN event of its last boot; empty if it never said one (a crash)."""
+    """QEMU's reason in the SHUTDOWN event of its last boot; empty if it never said one (a crash).
+
+    A QEMU that was taken over writes there what it likes: whatever is no such event is passed over.
+    """
     for line in reversed(events.splitlines()):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
             event = json.loads(line)
             if event.get("event") == "SHUTDOWN":
                 return str(event["data"]["reason"])
