@@ -49,6 +49,7 @@ PROGRAMS = {
     "ssh": "openssh-client",
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
+    "setpriv": "util-linux",
 }
 
 

@@ -220,6 +220,37 @@ def test_errors_about_the_flows_of_others_are_not_passed_on(checked: World, reco
     record_tally(f"ICMP errors about flows of others: {sent}; 0 passed on")
 
 
+# --- a guest that may send from other addresses -----------------------------------------------------------
+
+
+def test_without_its_check_a_guest_speaks_for_neighbours_and_for_nobody_else(router: World) -> None:
+    """What is documented works (another instance's address, inside the VPC, by that instance's rules), and no more."""
+    a, c = router.a, router.c
+
+    def say(source: str, destination: str, text: bytes) -> None:
+        packet = wire.ip(source, destination, 17, wire.udp(source, destination, 4000, OPEN, text))
+        a.put(wire.ether(a.gateway_mac, a.mac, IPV4, packet))
+
+    for source in (
+        a.gateway,
+        c.gateway,
+        "169.254.169.254",
+        "169.254.169.253",
+        "10.0.0.2",
+        "10.0.9.9",
+        "8.8.8.8",
+        world.HOST,
+    ):
+        say(source, c.address, MARK)
+    for destination in (world.HOST, router.d.public, "8.8.8.8"):
+        say(router.b.address, destination, MARK)
+    say(router.b.address, c.address, b"as B")
+    assert c.until(lambda frame: payload_of(frame, router.b.address, OPEN) == b"as B")
+    router.settle()
+    assert not any(MARK in frame for port in router.victims for frame in port.heard)
+    assert not router.host.heard(MARK)
+
+
 # --- the host -------------------------------------------------------------------------------------------
 
 
