@@ -50,6 +50,7 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
     "bwrap": "bubblewrap",
+    "setpriv": "util-linux",
 }
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,10 @@ def lock_path(data: Path) -> Path:
 
 def log_path(data: Path) -> Path:
     return data / "haneul.log"
+
+
+def start_log_path(data: Path) -> Path:
+    return data / "start.log"
 
 
 def control_path(data: Path) -> Path:
@@ -54,7 +59,8 @@ def share_with_invoker(data: Path, environment: Mapping[str, str]) -> None:
     if os.geteuid() != 0 or not uid.isdigit():
         return
     directory = data / "identity"
-    for path in (directory, *directory.iterdir(), control_path(data), lock_path(data)):
+    given = (directory, *directory.iterdir(), control_path(data), lock_path(data), log_path(data), start_log_path(data))
+    for path in given:
         with contextlib.suppress(FileNotFoundError):
             kind = path.lstat().st_mode
             # The directory is the user's from now on: what is there is taken for what it is, no link followed.
@@ -62,13 +68,21 @@ def share_with_invoker(data: Path, environment: Mapping[str, str]) -> None:
                 os.chown(path, int(uid), -1, follow_symlinks=False)
 
 
+def _privately(path: str, flags: int) -> int:
+    """An `opener`: machines' uids may enter the data directory, and are not to read what haneul says."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+class _PrivateLog(logging.handlers.RotatingFileHandler):
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, self.mode, encoding="utf-8", opener=_privately)  # type: ignore[return-value]
+
+
 def log_to_file(data: Path, form: Literal["text", "json"], request: Callable[[], str]) -> None:
     """`request` gives the id of the request that is being answered, which every line of its has."""
-    # Only for its owner: it names accounts and what they do.
-    descriptor = os.open(log_path(data), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-    os.close(descriptor)
-    log_path(data).chmod(0o600)
-    handler = logging.handlers.RotatingFileHandler(log_path(data), maxBytes=4 << 20, backupCount=2)
+    handler = _PrivateLog(log_path(data), maxBytes=4 << 20, backupCount=2)
     handler.setFormatter(Lines(request) if form == "json" else Plain(request))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     # A full disk costs lines of the log; to say so on standard error would cost more of it.
@@ -110,7 +124,7 @@ class Lines(logging.Formatter):
 def start_detached(data: Path) -> None:
     """Start `haneul up` in a session of its own and return when it serves. Raises `SettingsError` with its words."""
     ready_read, ready_write = os.pipe()
-    with open(data / "start.log", "wb") as said:
+    with open(start_log_path(data), "wb", opener=_privately) as said:
         process = subprocess.Popen(
             [sys.executable, "-m", "haneul", "up", "--ready-fd", str(ready_write)],
             stdin=subprocess.DEVNULL,
@@ -125,7 +139,7 @@ def start_detached(data: Path) -> None:
         answer = ready.read(1)
     if not answer:
         process.wait(5)
-        text = (data / "start.log").read_text(errors="replace").strip()
+        text = start_log_path(data).read_text(errors="replace").strip()
         raise SettingsError(text.removeprefix("haneul: ") or "haneul ended while starting; `haneul logs` may say why")
 
 

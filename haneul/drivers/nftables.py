@@ -303,7 +303,7 @@ delete table ip {table}
 table ip {table} {{
   chain input {{
     type filter hook input priority 0; policy accept;
-    iifname "{link}" ct state new drop
+    iifname "{link}" ct state {{ new, invalid }} drop
   }}
   chain post {{
     type nat hook postrouting priority srcnat; policy accept;

@@ -73,40 +73,47 @@ def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def _told(events: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, data) of every event of a log.
+
+    A QEMU that was taken over writes there what it likes: whatever is no event is passed over.
+    """
+    found = []
+    for line in events.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            event = json.loads(line)
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                data = event.get("data")
+                found.append((event["event"], data if isinstance(data, dict) else {}))
+    return found
+
+
 def why_paused(events: str) -> str:
     """Why QEMU holds the machine's processors, by its last events: the server's disk did not take what it wrote."""
     why = ""
-    for line in events.splitlines():
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if event.get("event") == "BLOCK_IO_ERROR" and event["data"].get("action") == "stop":
-                full = event["data"].get("nospace")
-                why = "the server's disk is full" if full else f"the server's disk fails: {event['data'].get('reason')}"
-            elif event.get("event") in ("RESUME", "BOOT"):
-                why = ""
+    for name, data in _told(events):
+        if name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
+            failure = f"the server's disk fails: {data.get('reason')}"
+            why = "the server's disk is full" if data.get("nospace") else failure
+        elif name in ("RESUME", "BOOT"):
+            why = ""
     return why
-
-
-def _exit_code(events: str) -> int:
-    """How the last process of the machine ended, as the shell tells it (128 + signal); 0 if nothing is known."""
-    for line in reversed(events.splitlines()):
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if event.get("event") == "EXIT":
-                return int(event["code"])
-    return 0
 
 
 def how_it_ended(events: str) -> str:
     """QEMU's reason in the SHUTDOWN event of its last boot; empty if it never said one (a crash)."""
-    for line in reversed(events.splitlines()):
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if event.get("event") == "SHUTDOWN":
-                return str(event["data"]["reason"])
-            if event.get("event") == "BOOT":
-                return ""
+    for name, data in reversed(_told(events)):
+        if name == "SHUTDOWN":
+            return str(data.get("reason", ""))
+        if name == "BOOT":
+            return ""
     return ""
+
+
+def exit_code(events: str) -> int:
+    """How the last process of the machine ended, as the shell tells it (128 + signal); 0 if nothing is known."""
+    codes = [data.get("code") for name, data in _told(events) if name == "EXIT"]
+    return codes[-1] if codes and isinstance(codes[-1], int) else 0
 
 
 class QemuMachines:
@@ -200,7 +207,7 @@ class QemuMachines:
             return "crash", f"QEMU ended: {reason}"
         if boot.get("server_boot", self._boot_id) != self._boot_id:
             return "server-reboot", "the server was restarted"
-        code = _exit_code(self._events(places))
+        code = exit_code(self._events(places))
         if code > 128:
             killed = "killed: was the server out of memory?" if code == 128 + signal.SIGKILL else "it crashed"
             return "crash", f"QEMU ended by signal {code - 128} ({killed})"

@@ -189,7 +189,7 @@ while [ $code -eq 0 ]; do
   {shlex.join(boots)}
   code=$?
 done
-printf '{{"event": "EXIT", "code": %d}}\\n' $code
+printf '{{"event": "EXIT", "data": {{"code": %d}}}}\\n' $code
 exit $code"""
     return ["/bin/sh", "-c", script]
 

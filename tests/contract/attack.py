@@ -236,3 +236,10 @@ def ask_for_lease(port: Port) -> bytes:
 
     exchange(1, b"", 2)
     return exchange(3, wire.option(50, bytes(int(part) for part in port.address.split("."))), 5)
+
+
+def renew_lease(port: Port) -> bool:
+    """What a client says when half of the time is over, from its own address to the server's."""
+    text = wire.dhcp(3, port.mac, b"anew", own=port.address)
+    port.put_udp(port.gateway, 68, 67, text)
+    return port.until(lambda frame: b"anew" in frame and bytes([53, 1, 5]) in frame) is not None

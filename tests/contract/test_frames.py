@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.contract import wire, world
-from tests.contract.attack import MARK, Frames, ask_for_lease
+from tests.contract.attack import MARK, Frames, ask_for_lease, renew_lease
 from tests.contract.wire import BROADCAST, IPV4, Port, payload_of
-from tests.contract.world import OPEN, World
+from tests.contract.world import HOST_PORT, OPEN, World
 
 Tally = Callable[[str], None]
 FRAMES = 20_000
@@ -181,7 +181,7 @@ def test_dhcp_in_anothers_name_does_nothing(any_world: World, record_tally: Tall
     for port in (b, a):
         acknowledged = ask_for_lease(port)
         assert bytes(int(part) for part in port.address.split(".")) in acknowledged
-    assert len(before) == len(ask_for_lease(b))
+    assert len(before) == len(ask_for_lease(b)) and renew_lease(b)
     record_tally(f"DHCP messages in another's name: {sent}; 0 changed its lease, told of it or reached it")
 
 
@@ -218,6 +218,75 @@ def test_errors_about_the_flows_of_others_are_not_passed_on(checked: World, reco
     found.c.put_ip(found.b.address, 1, wire.icmp(3, 3, bytes(4), quoted))
     assert found.b.until(lambda frame: b"anyone?" in frame and frame[23] == 1), "an honest error comes through"
     record_tally(f"ICMP errors about flows of others: {sent}; 0 passed on")
+
+
+# --- a guest that may send from other addresses -----------------------------------------------------------
+
+
+def test_without_its_check_a_guest_speaks_for_neighbours_and_for_nobody_else(router: World) -> None:
+    """What is documented works (another instance's address, inside the VPC, by that instance's rules), and no more."""
+    a, c = router.a, router.c
+
+    def say(source: str, destination: str, text: bytes) -> None:
+        packet = wire.ip(source, destination, 17, wire.udp(source, destination, 4000, OPEN, text))
+        a.put(wire.ether(a.gateway_mac, a.mac, IPV4, packet))
+
+    for source in (
+        a.gateway,
+        c.gateway,
+        "169.254.169.254",
+        "169.254.169.253",
+        "10.0.0.2",
+        "10.0.9.9",
+        "8.8.8.8",
+        world.HOST,
+    ):
+        say(source, c.address, MARK)
+    for destination in (world.HOST, router.d.public, "8.8.8.8"):
+        say(router.b.address, destination, MARK)
+    say(router.b.address, c.address, b"as B")
+    assert c.until(lambda frame: payload_of(frame, router.b.address, OPEN) == b"as B")
+    router.settle()
+    assert not any(MARK in frame for port in router.victims for frame in port.heard)
+    assert not router.host.heard(MARK)
+
+
+# --- the host -------------------------------------------------------------------------------------------
+
+
+def _knocks(a: Port, target: str, number: int) -> Iterator[bytes]:
+    """First packets of every kind, and sequences that one table of connections knows and the next does not."""
+    for flags in (2, 0x12, 0x10, 1, 0x11, 4, 0x14, 0, 0x29, 0x3F):
+        yield wire.ip(a.address, target, 6, wire.tcp(a.address, target, number, HOST_PORT, flags, MARK))
+    for port in (HOST_PORT, 9):
+        number += 1
+        for flags in (2, 4, 1, 0x11, 0x10, 0x29, 0):
+            yield wire.ip(a.address, target, 6, wire.tcp(a.address, target, number, port, flags, MARK))
+    for port in (HOST_PORT, 53, 9):
+        yield wire.ip(a.address, target, 17, wire.udp(a.address, target, number, port, MARK))
+    for kind in (8, 13, 15, 17):
+        yield wire.ip(a.address, target, 1, wire.icmp(kind, 0, bytes(4), MARK * 3))
+    for protocol in (2, 4, 41, 47, 50, 132, 255):
+        yield wire.ip(a.address, target, protocol, MARK * 4)
+
+
+def test_with_an_uplink_guests_go_past_the_host_and_never_to_it(record_tally: Tally) -> None:
+    if why := world.why_not():
+        pytest.skip(why)
+    with world.make(uplink=True) as found:
+        a, sent = found.a, 0
+        for number in range(1000, 1060, 3):
+            for target in (world.HOST, *world.EXTRA):
+                for packet in _knocks(a, target, number):
+                    sent += a.put(wire.ether(a.gateway_mac, a.mac, IPV4, packet))
+        a.put_udp("192.0.2.77", 4000, 4000, b"out it goes")
+        found.settle()
+        assert not (came := found.host.received()), came
+        ours = {bytes(int(part) for part in one.split(".")) for one in (world.HOST, *world.EXTRA)}
+        a.drain()
+        assert not [frame.hex() for frame in a.heard if frame[26:30] in ours], "the host answered"
+        assert b"lan0" in world.sh("ip", "neigh", "show", "192.0.2.77").encode(), "what is meant for others goes out"
+    record_tally(f"packets to the host's own addresses past an uplink: {sent}; 0 taken or answered")
 
 
 # --- exhaustion -----------------------------------------------------------------------------------------

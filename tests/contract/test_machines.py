@@ -49,9 +49,11 @@ def _qemu(directory: Path) -> Server:
     if os.geteuid() != 0 or shutil.which("qemu-system-x86_64") is None or not (IMAGES / "tiny").is_dir():
         pytest.skip("QEMU machines need root, QEMU and the tiny image: run `make test`")
     disks = Qcow2Disks(directory / "volumes", IMAGES)
+    # A machine's uid is its own, and what runs as it is killed: two runs of this suite must not share any.
+    first_uid = 0x6F000000 + os.getpid() % 4096 * 16
 
     def make() -> QemuMachines:
-        return QemuMachines(directory / "instances", disks.file, IMAGES, 0x6F000000, lambda: "tcg", lambda: None)
+        return QemuMachines(directory / "instances", disks.file, IMAGES, first_uid, lambda: "tcg", lambda: None)
 
     def kill(instance_id: str) -> None:
         for pid in locks.holders(directory / "instances" / instance_id / "lock"):

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from haneul.drivers import netns, nftables
@@ -94,16 +94,15 @@ class Host:
 
     sniffer: socket.socket
     listeners: list[socket.socket]
+    packets: list[bytes] = field(default_factory=list)
 
     def heard(self, marker: bytes) -> list[bytes]:
-        """Packets with the marker on any link of the host."""
-        found = []
+        """Packets with the marker on any link of the host, since the beginning."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 packet, (link, *_) = self.sniffer.recvfrom(70000)
-                if marker in packet:
-                    found.append(f"{link}: ".encode() + packet)
-        return found
+                self.packets.append(f"{link}: ".encode() + packet)
+        return [packet for packet in self.packets if marker in packet]
 
     def received(self) -> list[str]:
         """What came to the listening sockets."""
@@ -164,6 +163,7 @@ class World:
             assert self.d.until(lambda frame: payload_of(frame, HOST, OPEN) == text), "D did not hear the host"
             self.d.put_udp(HOST, OPEN, asking.getsockname()[1], b"back" + text)
             assert asking.recv(100) == b"back" + text
+            assert self.host.heard(b"back" + text), "the sniffer hears what comes to the host"
 
 
 def _listeners() -> list[socket.socket]:
@@ -190,6 +190,15 @@ def _host() -> Host:
     return Host(sniffer, _listeners())
 
 
+def _knock(host: Host) -> None:
+    """The listeners hear what is sent to any address of the host."""
+    for address in (HOST, *EXTRA):
+        socket.create_connection((address, HOST_PORT)).close()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.sendto(b"knock", (address, HOST_PORT))
+        assert len(host.received()) == 2, address
+
+
 async def _ports(networks: BridgeNetworks, vpc: NetworkSpec) -> list[Port]:
     gateways = {one.subnet_id: one.gateway for one in vpc.subnets}
     out = []
@@ -214,9 +223,9 @@ def _metadata(world: World) -> socket.socket:
 
 
 @contextmanager
-def make(source_dest_check: bool = True) -> Iterator[World]:
+def make(source_dest_check: bool = True, uplink: bool = False) -> Iterator[World]:
     """The world. A's own check can be off: then it may send from other addresses."""
-    networks = BridgeNetworks(DIRECTORY, "fr", POOL, uplink=False)
+    networks = BridgeNetworks(DIRECTORY, "fr", POOL, uplink=uplink)
     attacker = replace(A, source_dest_check=source_dest_check)
     vpc = replace(VPC, interfaces=(attacker, B, C))
     host = _host()
@@ -231,8 +240,7 @@ def make(source_dest_check: bool = True) -> Iterator[World]:
         world = World(networks, *ports, host, source_dest_check)
         with _metadata(world):
             world.settle()
-            host.received()
-            host.heard(b"")
+            _knock(host)
             yield world
     finally:
         for one in ports:

@@ -82,3 +82,13 @@ def test_how_a_machine_ended_is_read_from_its_events() -> None:
     off = '{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}'
     assert how_it_ended(f"{reset}\n{off}\n") == "guest-shutdown"
     assert how_it_ended('{"QMP": {}}\nnot json') == ""
+
+
+@pytest.mark.parametrize("line", [
+    "[]", "1", "null", '"SHUTDOWN"', '{"event": "SHUTDOWN"}', '{"event": "SHUTDOWN", "data": 1}', '{"event": "SHUTDOWN", "data": []}',
+    '{"event": "SHUTDOWN", "data": {}}', "[" * 60000, '{"event": {}, "data": null}', "\x00\xff", '{"event": 1e999}',
+])  # fmt: skip
+def test_events_that_no_qemu_would_write_are_passed_over(line: str) -> None:
+    """One machine's log must not keep haneul from looking at the others."""
+    assert how_it_ended(line) == ""
+    assert how_it_ended('{"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}\n' + line) == "guest-reset"
