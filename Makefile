@@ -26,11 +26,12 @@ test: setup .clients/installed  ## Every test but the slow ones; real guests boo
 test-slow: setup .clients/installed  ## What needs longer
 	$(SUDO) scripts/test tests -m slow
 
-check: .venv/installed  ## Linters, types and the direction of imports
+check: .venv/installed  ## Linters, types, the direction of imports, the dependencies' licences and known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python scripts/audit
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -221,11 +221,7 @@ class Lifecycle(cli.Lifecycle):
         if (instances or purge) and settings.drivers != "fake":
             asyncio.run(self._end_machines(real_parts(settings, who, lambda: None), settings, purge))
         if purge:
-            # Renamed first: killed in the middle, the next purge finds what is left.
-            gone = _purging(settings.data)
-            shutil.rmtree(gone, ignore_errors=True)
-            settings.data.rename(gone)
-            shutil.rmtree(gone)
+            _remove_all(settings.data)
         return was_running
 
     async def _end_machines(self, parts: RealParts, settings: Settings, purge: bool) -> None:
@@ -306,6 +302,24 @@ def _outlive_machines(settings: Settings) -> None:
 
 def _purging(data: Path) -> Path:
     return data.with_name(f".{data.name}.purging")
+
+
+def _remove_all(data: Path) -> None:
+    """The data directory. What is mounted in it (a disk for volumes, say) is emptied and stays mounted."""
+    mounted = [path for path in data.iterdir() if path.is_mount()]
+    for place in mounted:
+        for path in place.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if mounted or data.is_mount():
+        for path in data.iterdir():
+            if path not in mounted:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return
+    # Renamed first: killed in the middle, the next purge finds what is left.
+    gone = _purging(data)
+    shutil.rmtree(gone, ignore_errors=True)
+    data.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _program(program: str, package: str) -> Finding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -205,6 +206,7 @@ def inconsistencies(store: Store, settled: bool = True) -> list[str]:
 
 
 def _of_instances(tx: Transaction, settled: bool) -> list[str]:
+    nics, disks = (Counter(row["instance_id"] for row in tx.select(one)) for one in (tables.interfaces, tables.volumes))
     wrong = []
     for row in tx.select(tables.instances):
         on_its_way = not settled and row["power"] != "running" and bool(row["server_id"])
@@ -212,10 +214,9 @@ def _of_instances(tx: Transaction, settled: bool) -> list[str]:
         holds = row["reserved_memory_mib"] > 0
         if on_its_way:
             holds = row["power"] == "running"
-        nics = len(tx.select(tables.interfaces, instance_id=row["id"]))
-        disks = len(tx.select(tables.volumes, instance_id=row["id"]))
-        if (holds, nics, disks) != ((row["power"] == "running"), alive, alive):
-            wrong.append(f"{row['id']} is {row['power']}: holds room: {holds}, interfaces: {nics}, volumes: {disks}")
+        found = (holds, nics[row["id"]], disks[row["id"]])
+        if found != ((row["power"] == "running"), alive, alive):
+            wrong.append(f"{row['id']} is {row['power']}: (holds room, interfaces, volumes) is {found}")
     return wrong
 
 

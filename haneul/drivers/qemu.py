@@ -103,8 +103,8 @@ def why_paused(events: str) -> str:
 def how_it_ended(events: str) -> str:
     """QEMU's reason in the SHUTDOWN event of its last boot; empty if it never said one (a crash)."""
     for name, data in reversed(_told(events)):
-        if name == "SHUTDOWN":
-            return str(data.get("reason", ""))
+        if name == "SHUTDOWN" and "reason" in data:
+            return str(data["reason"])
         if name == "BOOT":
             return ""
     return ""

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,7 +52,11 @@ class Killer:
         self.pid = self.nursery.start(["up"], self.own.environment, self.own.data / "said")
 
     def until_it_serves(self) -> None:
-        eventually("haneul serves", lambda: self.own.client().describe_regions(), 60, 0.05)
+        def serves() -> bool:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.own.port}/metrics", timeout=20) as answer:
+                return bool(answer.status == 200)
+
+        eventually("haneul serves", serves, 60, 0.05)
 
     def kill(self, rng: random.Random) -> None:
         what = rng.choice(
