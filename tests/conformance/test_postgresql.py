@@ -8,8 +8,8 @@ from pathlib import Path
 
 from haneul.store import tables
 from tests.conformance.conftest import FakeCloud
-from tests.system.conftest import eventually
 from tests.postgresql import Server
+from tests.system.conftest import eventually
 
 AMI = "ami-0123456789abcdef0"
 

@@ -80,7 +80,7 @@ def _released(path: Path, version: str) -> None:
 
 def test_there_is_a_database_of_every_version() -> None:
     versions = Path(migrations.__file__).parent / "versions"
-    assert RELEASED == sorted(path.stem.partition("_")[0] for path in versions.glob("0*.py"))
+    assert sorted(path.stem.partition("_")[0] for path in versions.glob("0*.py")) == RELEASED
 
 
 @pytest.mark.parametrize("version", RELEASED)
