@@ -15,7 +15,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -212,9 +212,8 @@ class Lifecycle(cli.Lifecycle):
 
         was_running = daemon.stop(settings.data)
         if _is_between(settings.data):
-            lock = daemon.be_the_only_one(settings.data)
-            _finish_restore(settings)
-            os.close(lock)
+            with _alone(settings.data, "a restore was interrupted"):
+                _finish_restore(settings)
         who = identity.load(settings.data)
         if who is None:
             if purge:
@@ -235,12 +234,11 @@ class Lifecycle(cli.Lifecycle):
     ) -> list[str]:
         from haneul.backup import make, swap
 
-        lock = _take_over(settings.data, "disks are copied while haneul is down") if volumes else None
-        if swap.is_unfinished(settings.data):
-            raise SettingsError("a restore was interrupted; `haneul up` finishes it")
-        made = make.make(settings, _Server(settings), file, volumes, force, say)
-        if lock is not None:
-            os.close(lock)
+        alone = _alone(settings.data, "disks are copied while haneul is down") if volumes else contextlib.nullcontext()
+        with alone:
+            if swap.is_unfinished(settings.data):
+                raise SettingsError("a restore was interrupted; `haneul up` finishes it")
+            made = make.make(settings, _Server(settings), file, volumes, force, say)
         return make.summary(made, file)
 
     def restore(
@@ -249,11 +247,9 @@ class Lifecycle(cli.Lifecycle):
         from haneul.backup import restore
 
         self._prepare(settings)
-        lock = _take_over(settings.data, "a backup is restored while haneul is down")
-        options = restore.Options(replace, without_volumes)
-        told = restore.restore(settings, _Server(settings), file, options, say)
-        os.close(lock)
-        return told
+        with _alone(settings.data, "a backup is restored while haneul is down"):
+            options = restore.Options(replace, without_volumes)
+            return restore.restore(settings, _Server(settings), file, options, say)
 
     async def _end_machines(self, parts: RealParts, settings: Settings, purge: bool) -> None:
         if purge:
@@ -362,12 +358,17 @@ class _Server:
         set_backing_file(volume, str(base))
 
 
-def _take_over(data: Path, why: str) -> int:
-    """haneul's lock, for a command that must be alone. Raises `SettingsError`."""
+@contextlib.contextmanager
+def _alone(data: Path, why: str) -> Iterator[None]:
+    """With haneul's lock, for a command that must be alone. Raises `SettingsError`."""
     try:
-        return daemon.be_the_only_one(data)
+        lock = daemon.be_the_only_one(data)
     except SettingsError:
         raise SettingsError(f"haneul runs on {data}, and {why}: `haneul down` first (instances go on)") from None
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _is_between(data: Path) -> bool:

@@ -206,6 +206,10 @@ def _members(stream: IO[bytes], manifest: Manifest) -> Iterator[tuple[str, Itera
         yield name, checked
         for _ in checked:  # what the caller left
             pass
+    # To the end of gzip's own checksum; tar fills its last record with zeros.
+    rest = stream.read(2 * tarfile.RECORDSIZE)
+    if len(rest) > tarfile.RECORDSIZE or rest.strip(b"\0"):
+        raise Damaged("something stands behind its end")
     if left:
         raise Damaged(f"it is cut off: {', '.join(sorted(left)[:3])} is not there")
 

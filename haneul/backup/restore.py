@@ -56,12 +56,11 @@ def restore(settings: Settings, server: Server, path: Path, options: Options, sa
     swap.finish(data, settings.database_url, server.remember)
     try:
         plan, told = _prepare(settings, server, path, options, say)
-    except sa.exc.SQLAlchemyError as error:
-        text = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise SettingsError(f"the database refused ({text[:300]}); `haneul up` or another restore clears up") from None
-    except BaseException:
+    except BaseException as error:
         if not swap.is_unfinished(data):
             shutil.rmtree(data / swap.PREPARING, ignore_errors=True)
+        if isinstance(error, sa.exc.SQLAlchemyError):
+            raise SettingsError(f"the database refused: {_words(error)}; `haneul up` clears up") from None
         raise
     swap.finish(data, settings.database_url, server.remember)
     if (data / plan.before).exists():
@@ -295,8 +294,12 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (dump.Unfit, sa.exc.SQLAlchemyError, OverflowError, UnicodeError) as error:
-        text = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise Damaged(f"{path}: its rows do not fit the schema: {text[:300]}") from None
+        raise Damaged(f"{path}: its rows do not fit the schema: {_words(error)}") from None
+
+
+def _words(error: Exception) -> str:
+    """What a database said, in one line."""
+    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _keep_old_rows(connection: Connection, data: Path) -> None:
