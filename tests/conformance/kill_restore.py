@@ -130,9 +130,8 @@ def tally(directory: Path, new: Path, old: Path, database: str, seed: str) -> di
             mixed.append(f"{what}: {left}")
 
     step, chance = 0, random.Random(seed)
-    began = time.monotonic()
     while True:
-        step += 1 if not database or step < 5 else chance.choice([1, 2])
+        step += 1 if not database else chance.randint(1, 6)
         reset()
         killed = forked(killer, settings, step, 0, lambda: restore(settings, new))
         if killed and swap.is_unfinished(data):
@@ -143,7 +142,7 @@ def tally(directory: Path, new: Path, old: Path, database: str, seed: str) -> di
         if not killed:
             break
     whole = 0.3 if not database else 0.6
-    while count["moments"] < 25 and time.monotonic() - began < 200:
+    while count["moments"] < (6 if database else 15):
         reset()
         forked(killer, settings, -1, chance.uniform(0.001, whole), lambda: restore(settings, new))
         look("a moment")

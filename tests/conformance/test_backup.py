@@ -451,7 +451,7 @@ def _tree(data: Path) -> dict[str, tuple[int, bytes]]:
     return {
         str(path.relative_to(data)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in sorted(data.rglob("*"))
-        if path.name != "haneul.lock"
+        if path.name != "haneul.lock" and not path.name.startswith("fake-world.db")
     }
 
 
