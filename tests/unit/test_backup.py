@@ -47,7 +47,7 @@ def test_a_manifest_that_is_none(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 3 << 20])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 1 << 20])
 def test_members_are_read_as_they_were_written(tmp_path: Path, zipped: bool, size: int) -> None:
     contents = {name: bytes([number]) * size for number, name in enumerate(_manifest().members)}
     members = {name: archive.member(io.BytesIO(content)) for name, content in contents.items()}
@@ -97,7 +97,19 @@ def test_rows_of_every_released_schema_are_written_and_loaded(tmp_path: Path, sq
     first = io.BytesIO()
     with old.connect() as was, new.connect() as now:
         assert dump.write(was, first) == dump.write(now, second)
-    assert first.getvalue() == second.getvalue()
+    assert _sorted(first) == _sorted(second)
+
+
+def _sorted(rows: io.BytesIO) -> list[str]:
+    """A migrated table has its columns in another order."""
+    return [json.dumps(json.loads(line), sort_keys=True) for line in rows.getvalue().splitlines()]
+
+
+def test_zeros_become_holes(tmp_path: Path) -> None:
+    pieces = [b"a" * 100, bytes(archive.PIECE), b"b", bytes(archive.PIECE)]
+    restore._write(tmp_path / "file", iter(pieces), 0o600)
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+    assert (tmp_path / "file").stat().st_blocks * 512 < archive.PIECE
 
 
 def _row(**more: Any) -> dict[str, Any]:
