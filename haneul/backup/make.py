@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
-import json
 import os
 import tarfile
 import tempfile
@@ -248,14 +247,10 @@ def summary(manifest: Manifest, path: Path) -> list[str]:
     if included:
         size = sum(one.size for one in included) / (1 << 20)
         told.append(
-            f"disks: {len(included)} volumes, {size:.1f} MiB; images are not in it: {json_list(manifest.images)}"
+            f"disks: {len(included)} volumes, {size:.1f} MiB; their images are not in it: {', '.join(sorted(manifest.images)) or 'none'}"
         )
     elif manifest.volumes:
         told.append("disks are not in it (`haneul down --instances`, then --volumes takes them too)")
     else:
         told.append("disks are not in it: there are none")
     return told
-
-
-def json_list(names: Any) -> str:
-    return ", ".join(sorted(json.dumps(one).strip('"') for one in names)) or "none are needed"
