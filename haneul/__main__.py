@@ -15,7 +15,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +29,9 @@ from haneul.images.store import ImageStore
 
 if TYPE_CHECKING:
     from haneul.agent.agent import Drivers
+    from haneul.backup import Machine
     from haneul.drivers.bridge import BridgeNetworks
-    from haneul.drivers.fake import World
+    from haneul.drivers.fake import FakeMachines, World
     from haneul.drivers.metadata_process import MetadataProcess
     from haneul.drivers.qcow2 import Qcow2Disks
     from haneul.drivers.qemu import QemuMachines
@@ -141,8 +142,9 @@ class Lifecycle(cli.Lifecycle):
         self._prepare(settings)
         _outlive_machines(settings)
         lock = daemon.be_the_only_one(settings.data)
-        who = identity.ensure(settings.data)
         daemon.log_to_file(settings.data, settings.log_format, REQUEST.get)
+        _finish_restore(settings)
+        who = identity.ensure(settings.data)
         _tune()
         with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve(settings, who, ready_fd))
@@ -213,6 +215,9 @@ class Lifecycle(cli.Lifecycle):
         from haneul import identity
 
         was_running = daemon.stop(settings.data)
+        if _is_between(settings.data):
+            with _alone(settings.data, "a restore was interrupted"):
+                _finish_restore(settings)
         who = identity.load(settings.data)
         if who is None:
             if purge:
@@ -223,6 +228,28 @@ class Lifecycle(cli.Lifecycle):
         if purge:
             _remove_all(settings.data)
         return was_running
+
+    def backup(
+        self, settings: Settings, file: Path, volumes: bool, force: bool, say: Callable[[str], None]
+    ) -> list[str]:
+        from haneul.backup import make, swap
+
+        alone = _alone(settings.data, "disks are copied while haneul is down") if volumes else contextlib.nullcontext()
+        with alone:
+            if swap.is_unfinished(settings.data):
+                raise SettingsError("a restore was interrupted; `haneul up` finishes it")
+            made = make.make(settings, _Server(settings), file, volumes, force, say)
+        return make.summary(made, file)
+
+    def restore(
+        self, settings: Settings, file: Path, replace: bool, without_volumes: bool, say: Callable[[str], None]
+    ) -> list[str]:
+        from haneul.backup import restore
+
+        self._prepare(settings)
+        with _alone(settings.data, "a backup is restored while haneul is down"):
+            options = restore.Options(replace, without_volumes)
+            return restore.restore(settings, _Server(settings), file, options, say)
 
     async def _end_machines(self, parts: RealParts, settings: Settings, purge: bool) -> None:
         if purge:
@@ -278,6 +305,83 @@ class Lifecycle(cli.Lifecycle):
             "",
         )
         return [*found, emulated]
+
+
+class _Server:
+    """What backups ask of this server's drivers (`haneul.backup.Server`)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def _drivers(self) -> QemuMachines | FakeMachines:
+        from haneul import identity
+
+        if self._settings.drivers == "fake":
+            from haneul.drivers.fake import FakeMachines, World
+
+            return FakeMachines(World(self._settings.data / "fake-world.db"))
+        # What is asked here depends on no slot, and there may be no identity yet.
+        who = identity.load(self._settings.data) or identity.Identity(self._settings.data / "identity", 0)
+        return real_parts(self._settings, who, lambda: None).machines
+
+    def machines(self) -> dict[str, Machine]:
+        from haneul.backup import Machine
+
+        found = asyncio.run(self._drivers().observe())
+        return {name: Machine(one.power in ("running", "stopping"), one.boot_count) for name, one in found.items()}
+
+    def remember(self, instance_id: str, boots: int, accelerator: str) -> None:
+        self._drivers().remember(instance_id, boots, accelerator)
+
+    def leave(self) -> None:
+        from haneul import identity
+
+        who = identity.load(self._settings.data)
+        if self._settings.drivers != "fake" and who is not None:
+            parts = real_parts(self._settings, who, lambda: None)
+
+            async def leave() -> None:
+                await parts.metadata.ensure_absent()
+                await parts.networks.remove_all()
+
+            asyncio.run(leave())
+            shutil.rmtree(parts.runtime, ignore_errors=True)
+
+    def backing(self, volume: Path) -> str:
+        from haneul.drivers.qcow2 import backing_file
+
+        return backing_file(volume)
+
+    def rebase(self, volume: Path, base: Path) -> None:
+        from haneul.drivers.qcow2 import set_backing_file
+
+        set_backing_file(volume, str(base))
+
+
+@contextlib.contextmanager
+def _alone(data: Path, why: str) -> Iterator[None]:
+    """With haneul's lock, for a command that must be alone. Raises `SettingsError`."""
+    try:
+        lock = daemon.be_the_only_one(data)
+    except SettingsError:
+        raise SettingsError(f"haneul runs on {data}, and {why}: `haneul down` first (instances go on)") from None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _is_between(data: Path) -> bool:
+    """Whether a restore was interrupted (haneul/backup/swap.py)."""
+    return any((data / name).exists() for name in (".restore", ".restoring", ".restored"))
+
+
+def _finish_restore(settings: Settings) -> None:
+    """A restore that was interrupted; the caller holds the lock."""
+    if _is_between(settings.data):
+        from haneul.backup import swap
+
+        swap.finish(settings.data, settings.database_url, _Server(settings).remember)
 
 
 def _tune() -> None:

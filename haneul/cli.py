@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: Exit codes: 1 for "no" (not running, unhealthy), 2 for a mistake in the call, 3 for what this machine refuses.
 NO, WRONG, REFUSED = 1, 2, 3
+Say = Callable[[str], None]
 QUICKSTART = "haneul-quickstart"
 SSH_SECONDS = 600.0
 
@@ -50,6 +51,10 @@ class Lifecycle(Protocol):
     def is_running(self, settings: Settings) -> bool: ...
 
     def down(self, settings: Settings, instances: bool, purge: bool) -> bool: ...
+
+    def backup(self, settings: Settings, file: Path, volumes: bool, force: bool, say: Say) -> list[str]: ...
+
+    def restore(self, settings: Settings, file: Path, replace: bool, without_volumes: bool, say: Say) -> list[str]: ...
 
     def identity(self, settings: Settings) -> Identity: ...
 
@@ -193,6 +198,44 @@ def down(
         out.print("haneul is stopped" + ("" if instances else "; instances go on"))
     else:
         out.print("haneul was not running")
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where to write it; `.gz` or `.tgz` compresses.")],
+    volumes: Annotated[bool, typer.Option("--volumes", help="Disks too; haneul and its instances are down.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Write everything that haneul knows into one file: the store as of one moment, identity and keys.
+
+    haneul may run meanwhile. The file holds secrets; `haneul.toml` is not in it.
+
+    Examples: `haneul backup today.tgz`, `haneul down --instances && haneul backup --volumes all.tar`
+    """
+    with _progress() as say:
+        told = _lifecycle.backup(config.load(), file.absolute(), volumes, force, say)
+    for line in told:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `haneul backup` wrote.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Put aside the store that is there.")] = False,
+    without_volumes: Annotated[
+        bool, typer.Option("--without-volumes", help="Instances whose disks are missing start from their images.")
+    ] = False,
+) -> None:
+    """Put a backup in force, here or on another server. haneul is down meanwhile.
+
+    What is replaced is moved to `before-restore-…` in the data directory. Instances that ran are started by `haneul up`.
+
+    Examples: `haneul restore today.tgz`, `haneul restore --replace today.tgz`
+    """
+    with _progress() as say:
+        told = _lifecycle.restore(config.load(), file.absolute(), replace, without_volumes, say)
+    for line in told:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _ask_running(settings: Settings, method: str, path: str, body: Any = None) -> tuple[int, Any]:

@@ -184,8 +184,12 @@ def _routed() -> str:
 
 
 def _choose_slot(data: Path) -> int:
-    """By the data directory's path, so that it is the same after a purge; a taken one is passed over."""
-    first = hashlib.sha256(str(data.absolute()).encode()).digest()[0]
+    """By the data directory's path, so that it is the same after a purge."""
+    return free_slot(hashlib.sha256(str(data.absolute()).encode()).digest()[0])
+
+
+def free_slot(first: int) -> int:
+    """The first slot from `first` on whose pool nothing on this machine has a route to."""
     routes = _routed()
     pools = [str(one) for one in PUBLIC_RANGE.subnets(new_prefix=POOL_PREFIX)]
     for step in range(256):

@@ -134,6 +134,12 @@ class FakeMachines:
         self.world.remove("machine", instance_id)
         return MachineReport(instance_id, "absent")
 
+    def remember(self, instance_id: str, boots: int, accelerator: str) -> None:
+        """A machine that has carried out so many boots, here before or elsewhere, and is off by order."""
+        known = self.world.get("machine", instance_id) or {"console": ""}
+        value = {"power": "off", "boot_count": boots, "cause": "ordered", "console": known["console"]}
+        self.world.put("machine", instance_id, value)
+
     async def console_output(self, instance_id: str) -> bytes:
         value = self.world.get("machine", instance_id)
         return str(value["console"]).encode() if value else b""

@@ -34,6 +34,29 @@ def backing_file(path: Path) -> str:
         return file.read(size).decode(errors="replace")
 
 
+def set_backing_file(path: Path, name: str) -> None:
+    """Write another name of the backing file where the old one is; no file that a header names is opened.
+
+    Raises ValueError if there is no old one, or not enough room behind it.
+    """
+    with path.open("r+b") as file:
+        header = file.read(24)
+        if len(header) < 24 or header[:4] != _MAGIC:
+            raise ValueError("it is no qcow2 file")
+        offset, size, cluster_bits = struct.unpack(">QII", header[8:24])
+        new = name.encode()
+        if not offset or not 9 <= cluster_bits <= 21 or len(new) > 1023:
+            raise ValueError("its backing file cannot be given another name")
+        file.seek(offset)
+        room = file.read(max((1 << cluster_bits) - offset, 0))
+        if len(new) > size and (len(room) < len(new) or room[size : len(new)].strip(b"\0")):
+            raise ValueError("there is no room for a longer name of its backing file")
+        file.seek(offset)
+        file.write(new)
+        file.seek(16)
+        file.write(struct.pack(">I", len(new)))
+
+
 class Qcow2Disks:
     """`directory` holds the volumes, `images` the image store."""
 

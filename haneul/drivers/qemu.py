@@ -466,6 +466,16 @@ class QemuMachines:
             await asyncio.gather(*(self._end(one, "stop", seconds, force=False) for one in running))
             await asyncio.sleep(0.2)
 
+    def remember(self, instance_id: str, boots: int, accelerator: str) -> None:
+        """A machine that has carried out so many boots, here before or elsewhere, and is off by order."""
+        places = self.places(instance_id)
+        self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        places.directory.mkdir(mode=0o710, exist_ok=True)
+        places.events.unlink(missing_ok=True)
+        now = time.time()
+        _write_json(places.stopping, {"why": "stop", "since": now, "pressed": now})
+        _write_json(places.boot, {"boot_count": boots, "accelerator": accelerator, "begun": True})
+
     # --- looking inside ---------------------------------------------------------------------------------
 
     async def console_output(self, instance_id: str) -> bytes:

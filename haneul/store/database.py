@@ -104,6 +104,11 @@ class Transaction:
         self.wakes = False
         self._inserted: set[str] = set()  # nobody has seen a version of these yet
 
+    @property
+    def connection(self) -> Connection:
+        """For what looks at the schema itself."""
+        return self._connection
+
     def execute(self, statement: Any, parameters: Any = None) -> Any:
         return self._connection.execute(statement, parameters)
 
@@ -204,6 +209,11 @@ class Transaction:
             self._connection.execute(sa.insert(tables.revision).values(id=1, value=1))
 
 
+def with_driver(url: str) -> str:
+    """A database URL as SQLAlchemy wants it, with the one driver for PostgreSQL that haneul brings along."""
+    return re.sub("^postgres(ql)?://", "postgresql+pg8000://", url)
+
+
 class Store:
     """`url` is a SQLAlchemy database URL. `on_commit` is called after each commit that wakes.
 
@@ -212,8 +222,7 @@ class Store:
     """
 
     def __init__(self, url: str, durable: bool = True) -> None:
-        # The one driver that haneul brings along.
-        url = re.sub("^postgres(ql)?://", "postgresql+pg8000://", url)
+        url = with_driver(url)
         self.url = url
         self._sqlite = url.startswith("sqlite")
         # More connections than the API has worker threads: none of them ever waits for one.

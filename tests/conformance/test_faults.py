@@ -80,10 +80,9 @@ def test_a_full_disk_is_said_and_survived(small_disk: Path) -> None:
     with _fake(small_disk / "data") as own:
         before = {_run(own) for _ in range(3)}
         filler = small_disk / "filler"
-        with filler.open("wb") as file, suppress(OSError):
-            while True:
-                file.write(b"\0" * 4096)
-                file.flush()
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(b"\0" * 4096):
+                pass
         answered, codes = set(), set()
         for number in range(400):
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +17,11 @@ HEAD = "0002"
 
 def upgrade(engine: Engine) -> None:
     """To `HEAD`. An empty database gets the tables as they are now. Killed in between, nothing has happened."""
-    with _transaction(engine) as connection:
-        current = _current(connection)
-        if current == HEAD:
+    with transaction(engine) as connection:
+        version = current(connection)
+        if version == HEAD:
             return
-        if current is None:
+        if version is None:
             metadata.create_all(connection)
             connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
             connection.execute(sa.text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
@@ -31,8 +31,20 @@ def upgrade(engine: Engine) -> None:
 
 def walk(engine: Engine, to: str) -> None:
     """Migration by migration, from whatever version there is."""
-    with _transaction(engine) as connection:
+    with transaction(engine) as connection:
         _walk(connection, to)
+
+
+def versions() -> list[str]:
+    """Every version of the schema that this haneul knows, in order."""
+    return sorted(path.stem.partition("_")[0] for path in (Path(__file__).parent / "versions").glob("[0-9]*.py"))
+
+
+def fill(connection: Connection, version: str, rows: Callable[[Connection], None]) -> None:
+    """An empty database gets the schema of `version`, its `rows`, and is then brought to `HEAD`."""
+    _walk(connection, version)
+    rows(connection)
+    _walk(connection, "head")
 
 
 def _walk(connection: Connection, to: str) -> None:
@@ -46,8 +58,8 @@ def _walk(connection: Connection, to: str) -> None:
 
 
 @contextmanager
-def _transaction(engine: Engine) -> Iterator[Connection]:
-    """sqlite3 begins no transaction for DDL by itself, and the store's connections begin none at all."""
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """Also for DDL: sqlite3 begins no transaction for that by itself, and the store's connections begin none at all."""
     with engine.begin() as connection:
         driver = connection.connection.dbapi_connection
         if engine.dialect.name == "sqlite" and driver is not None and not driver.in_transaction:
@@ -58,7 +70,7 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def _current(connection: Connection) -> str | None:
+def current(connection: Connection) -> str | None:
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
     return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
