@@ -69,6 +69,7 @@ class Settings:
     quota_launch_template_versions: int = _setting(10000, "versions of one launch template")
     forms_mib: int = _setting(96, "memory for answers' parts that are kept until their resource changes")
     terminated_seconds: int = _setting(3600, "how long a terminated instance stays describable")
+    token_seconds: int = _setting(86400, "how long a client token is remembered")
 
     @property
     def image_directory(self) -> Path:
