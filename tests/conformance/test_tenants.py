@@ -448,7 +448,7 @@ def test_a_shared_image_shows_nothing_else(town: Town, permission: dict[str, str
         )
         for service in SERVICES:
             for name in OPERATIONS.names(service):
-                for make in list(worlds.requests(service, name, owner))[:: 3 if is_read(name) else 1][:40]:
+                for make in list(worlds.requests(service, name, owner))[:: 4 if is_read(name) else 2][:20]:
                     shape = protocol.operation_model(service, name).input_shape
                     dry = (
                         {"DryRun": True}
