@@ -54,6 +54,7 @@ class Server:
     started_s: float
     access_key: str
     secret: str
+    data: Path | None = None
     connection: Connection = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +98,13 @@ class Connection:
         self.socket = None
 
     def exchange(self, request: bytes) -> bytes:
+        """The answer's body, of a request that succeeds."""
+        head, body = self.answer(request)
+        assert head.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")), body[:400]
+        return body
+
+    def answer(self, request: bytes) -> tuple[bytes, bytes]:
+        """(head, body), whatever the status."""
         self.open().sendall(request)
         head, _, chunk = self._head()
         found = re.search(rb"(?i)content-length: (\d+)", head)
@@ -109,9 +117,7 @@ class Connection:
             left -= len(part)
         if b"connection: close" in head.lower():
             self.close()
-        body = b"".join(chunks)
-        assert head.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")), body[:400]
-        return body
+        return head, b"".join(chunks)
 
     def _head(self) -> tuple[bytes, bytes, bytes]:
         data = b""
@@ -133,7 +139,8 @@ def _until_it_answers(process: subprocess.Popen[bytes], port: int, began: float)
 
 
 @contextlib.contextmanager
-def haneul() -> Iterator[Server]:
+def haneul(**settings: object) -> Iterator[Server]:
+    """A haneul with fake drivers, and with settings by their names."""
     with tempfile.TemporaryDirectory(prefix="haneul-api-") as data:
         port = free_port()
         (Path(data) / "haneul.toml").write_text("")
@@ -147,13 +154,14 @@ def haneul() -> Iterator[Server]:
             "HANEUL_QUOTA_INSTANCES": "100000",
             "HANEUL_QUOTA_VCPUS": "1000000",
         }
+        environment |= {f"HANEUL_{name.upper()}": str(value) for name, value in settings.items()}
         command = [sys.executable, "-m", "haneul", "up"]
         began = time.monotonic()
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         try:
             started = _until_it_answers(process, port, began)
             access_key, secret = (Path(data) / "identity" / "credentials").read_text().split()
-            yield Server("haneul", port, process.pid, started, access_key, secret)
+            yield Server("haneul", port, process.pid, started, access_key, secret, Path(data))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

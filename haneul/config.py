@@ -80,6 +80,7 @@ class Settings:
     audit: Literal["off", "writes", "all"] = _setting("writes", "which calls DATA/audit.jsonl records")
     audit_mib: int = _setting(256, "disk space for the audit, at most; the oldest records go first")
     terminated_seconds: int = _setting(3600, "how long a terminated instance stays describable")
+    token_seconds: int = _setting(86400, "how long a client token is remembered")
 
     @property
     def image_directory(self) -> Path:

@@ -304,11 +304,11 @@ class Control:
         limit = self._clock() - self._settings.terminated_seconds
         table = tables.instances
         expired = (table.c.power == "terminated") & (table.c.server_id == "") & (table.c.ended < limit)
-        day_ago = self._clock() - 86400
+        oldest = self._clock() - self._settings.token_seconds
         with self._store.read() as tx:
             old = [row["id"] for row in tx.select(table, expired)]
             tokens = tx.execute(sa.select(sa.func.min(tables.client_tokens.c.created))).scalar()
-        stale_tokens = tokens is not None and tokens < day_ago
+        stale_tokens = tokens is not None and tokens < oldest
         if not old and not stale_tokens and catalogue == self._known_catalogue:
             return
         with self._store.write() as tx:
@@ -317,7 +317,7 @@ class Control:
                 tx.delete(tables.tags, resource_id=instance)
                 tx.delete(table, id=instance)
             sync_catalogue(tx, catalogue)
-            tx.delete(tables.client_tokens, tables.client_tokens.c.created < day_ago)
+            tx.delete(tables.client_tokens, tables.client_tokens.c.created < oldest)
             tx.wakes = False
         self._known_catalogue = catalogue
 

@@ -263,8 +263,11 @@ def _disk_of_location(ctx: Context, location: str) -> Row:
 
 
 def _disk_of_snapshot(ctx: Context, snapshot: str) -> Row:
+    """Of the caller's own or of the catalogue: sharing an image does not share its snapshot (as on EC2), and a copy
+    would outlive the permission."""
     check_ids("snap", "InvalidSnapshotID", [snapshot])
-    rows = visible(ctx, snapshot_id=snapshot)
+    own = tables.images.c.account.in_((ctx.account, tables.EVERYONE))
+    rows = visible(ctx, own, snapshot_id=snapshot)
     if not rows:
         raise not_found("InvalidSnapshot.NotFound", "snapshot", [snapshot])
     return rows[0]
@@ -287,7 +290,7 @@ def _root_mapping(params: Input, root: str) -> tuple[dict[str, Any], list[dict[s
 
 @ec2
 def register_image(ctx: Context, params: Input) -> Output:
-    """An image of the caller's from a snapshot of an image that it can see, or from `ImageLocation=haneul/NAME`."""
+    """An image of the caller's from a snapshot of its own or of the catalogue, or from `ImageLocation=haneul/NAME`."""
     name = params.get("Name")
     if not name:
         raise missing("Name")
