@@ -9,20 +9,19 @@ import pytest
 
 from tests import postgresql
 
-_tallies: list[str] = []
-
-
 @pytest.fixture
-def record_tally() -> Callable[[str], None]:
+def record_tally(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """What a test of many tries has counted, for the end of the run's report."""
-    return _tallies.append
+    return lambda text: record_property("tally", text)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _tallies:
+    reports = [one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, [])]
+    tallies = [text for one in reports if one.when == "call" for name, text in one.user_properties if name == "tally"]
+    if tallies:
         terminalreporter.section("tallies")
-        for one in _tallies:
-            terminalreporter.line(one)
+        for text in tallies:
+            terminalreporter.line(text)
 
 
 @pytest.fixture(scope="session")
