@@ -483,7 +483,7 @@ def _result(plan: Plan, sampler: Sampler, worked: int, users: list[User], probe:
     lag = sampler.series.get("loop_lag_ms")
     launched = sum(user.launched for user in users)
     return {
-        "launched": launched, "requests": codes.total() + len(probe.all), "seconds": round(sampler.times[worked - 1], 1),
+        "asked": plan.launches, "launched": launched, "requests": codes.total() + len(probe.all), "seconds": round(sampler.times[worked - 1], 1),
         "compression": {"a_day_in_seconds": plan.seconds, "an_hour_in_seconds": round(plan.hour, 1), "forms_mib": FORMS_MIB},
         "growth_per_hour_of_the_day": {name: value for name, value in growth.items() if value or not name.startswith("rows")},
         "most": {name: value for name, value in most.items() if value},
