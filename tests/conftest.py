@@ -9,6 +9,7 @@ import pytest
 
 from tests import postgresql
 
+
 @pytest.fixture
 def record_tally(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """What a test of many tries has counted, for the end of the run's report."""
