@@ -21,6 +21,8 @@ from haneul.services.ec2.instance_views import reservations, state_of, state_vie
 from haneul.store import tables
 from haneul.store.database import Row
 
+#: The largest display of which there is a screenshot (8K).
+MOST_PIXELS = 7680 * 4320
 ASK_SECONDS = 10.0
 
 
@@ -402,11 +404,17 @@ def get_console_screenshot(ctx: Context, params: Input) -> Later:
 
 
 def _jpeg(png: bytes) -> bytes:
-    from PIL import Image
+    """A machine that was taken over makes the PNG: its size is looked at before its pixels, and it may be anything."""
+    from PIL import Image, UnidentifiedImageError
 
     out = io.BytesIO()
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.convert("RGB").save(out, "JPEG", quality=80)
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise CloudError("Unavailable", "The instance's display is too large for a screenshot.")
+            image.convert("RGB").save(out, "JPEG", quality=80)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise CloudError("Unavailable", "The instance's display could not be read.") from error
     return out.getvalue()
 
 
