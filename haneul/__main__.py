@@ -117,7 +117,9 @@ def _check_machine(settings: Settings) -> None:
             "real virtual servers need root (namespaces, taps, a uid for each machine): use sudo, "
             "or HANEUL_DRIVERS=fake for a cloud without guests"
         )
-    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    # What only importing needs does not keep the cloud from starting.
+    needed = {program: package for program, package in PROGRAMS.items() if program != "bwrap"}
+    missing = [package for program, package in needed.items() if shutil.which(program) is None]
     if missing:
         raise SettingsError(f"packages are missing: {' '.join(missing)}; `make setup` installs them")
     for directory in (settings.data, settings.image_directory):
@@ -415,7 +417,8 @@ def _remove_all(data: Path) -> None:
         for path in place.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if mounted or data.is_mount():
-        for path in data.iterdir():
+        # The identity last: killed in between, the next purge still knows whose data this is.
+        for path in sorted(data.iterdir(), key=lambda one: one.name == "identity"):
             if path not in mounted:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return

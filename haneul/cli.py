@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -385,10 +385,10 @@ def logs(
     os.execvp(command[0], command)
 
 
-def _journals(settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _journals(settings: Settings) -> tuple[Iterator[dict[str, Any]], Iterator[dict[str, Any]]]:
     from haneul import journal
 
-    return list(journal.read(settings.data / journal.EVENTS)), list(journal.read(settings.data / journal.AUDIT))
+    return journal.read(settings.data / journal.EVENTS), journal.read(settings.data / journal.AUDIT)
 
 
 @app.command()
@@ -413,12 +413,13 @@ def events(
     coming = [journal.follow(settings.data / name) for name in (journal.EVENTS, journal.AUDIT)]
     for one in coming:
         next(one)  # from here on
-    found = [one for one in watching.merged(*_journals(settings)) if not instance or watching.concerns(one, instance)]
-    for record in found[-lines:] if lines > 0 else []:
+    for record in watching.merged(
+        *_journals(settings), keep=lambda one: not instance or watching.concerns(one, instance), most=lines
+    ):
         show(record)
     while follow:
         new = [record for one in coming for record in iter(lambda one=one: next(one), None)]  # type: ignore[misc]
-        for record in watching.merged(new, []):
+        for record in sorted(new, key=watching.time_of):
             show(record)
         time.sleep(0.2)
 
@@ -441,9 +442,7 @@ def trace(
     if not boots:
         raise SettingsError(f"nothing is known of a boot of {instance}: it is still on its way, or too long ago")
     last = boots[-1]
-    orders = [one for one in calls if one["eventName"] in ("RunInstances", "StartInstances", "CreateFleet")]
-    call = next((one for one in reversed(orders) if watching.concerns(one, instance)), None)
-    bars = watching.waterfall(last, call if last["spans"][0]["began"] >= last["ordered"] else None)
+    bars = watching.waterfall(last, watching.call_of(last, calls))
     if as_json:
         _print_json(
             {
@@ -795,7 +794,7 @@ def image_build(
 @image_app.command("import")
 def image_import(
     source: Annotated[str, typer.Argument(metavar="FILE|URL", help="A disk image: a file, or an http(s) URL.")],
-    name: Annotated[str, typer.Option(help="The image's name: 3 to 128 letters, digits and ._-")],
+    name: Annotated[str, typer.Option(help="The image's name: 3 to 100 letters, digits and ._-")],
     format: Annotated[str, typer.Option(help="Of the file: qcow2, raw, vmdk or vhd. It is never guessed.")],
     user: Annotated[str, typer.Option(help="Who logs in to its instances.")] = "root",
     description: Annotated[str, typer.Option(help="For people who choose an image.")] = "",

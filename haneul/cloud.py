@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 import uvicorn
 
 from haneul import __version__
@@ -44,6 +46,8 @@ SERVER_ID = "server-1"
 #: More are answered 503, which SDKs try again.
 MAX_CONNECTIONS = 4096
 SWEEP_SECONDS = 5.0
+#: What an instance's state is computed from.
+STATE_COLUMNS = ("power", "boot_count", "started_at_boot", "observed_power", "observed_boot_count")
 _OPERATIONS = (ec2, iam, ssm, sts)  # importing them fills the table of operations
 
 
@@ -94,6 +98,10 @@ class StoredIdentities:
             return None
         return kept.setdefault(access_key, Key(row["account"], row["secret"]))
 
+    def answers_at_once(self, access_key: str) -> bool:
+        """A database elsewhere is not asked on the event loop."""
+        return self._store.reads_at_once or access_key in self._known
+
     def forget(self) -> None:
         """Keys have been removed: look them up again."""
         self._known = {}
@@ -121,6 +129,7 @@ class Running:
     identities: StoredIdentities
     metrics: Metrics
     audit: Journal
+    events: Journal
 
     def accounts(self, what: str, arguments: dict[str, str]) -> Any:
         """`haneul account …`. Raises `CloudError`."""
@@ -156,15 +165,21 @@ class Running:
     def gauges(self) -> Gauges:
         """What /metrics tells of the store."""
         with self.store.read() as tx:
-            servers, instances = tx.select(tables.servers), tx.select(tables.instances)
-        states = Counter(state_of(row) for row in instances)
+            servers = tx.select(tables.servers)
+            columns = [tables.instances.c[name] for name in STATE_COLUMNS]
+            counted = tx.execute(sa.select(*columns, sa.func.count()).group_by(*columns)).all()
+        states: Counter[str] = Counter()
+        for *values, count in counted:
+            row = dict(zip(STATE_COLUMNS, values, strict=True))
+            states[state_of(row | {"force": False, "observed_cause": "", "observed_detail": ""})] += count
         yield "haneul_instances", "Instances by state.", ("state",), [((one,), float(n)) for one, n in states.items()]
         for kind in ("vcpus", "memory_mib"):
             for column, text in ((kind, "may promise"), (f"reserved_{kind}", "has promised")):
                 samples = [((row["id"],), float(row[column])) for row in servers]
                 yield f"haneul_server_{column}", f"What a server {text} to instances.", ("server",), samples
         yield "haneul_problems", "What the last pass could not do.", (), [((), float(len(self.agent.problems)))]
-        yield "haneul_lost_records", "Lines that could not be written.", (), [((), float(self.audit.lost))]
+        lost = [((name,), float(one.lost)) for name, one in (("audit", self.audit), ("events", self.events))]
+        yield "haneul_lost_records", "Lines that could not be written.", ("journal",), lost
 
     def status(self) -> dict[str, Any]:
         """What `haneul status` shows."""
@@ -223,6 +238,8 @@ def _by_owner(name: str, arguments: dict[str, str]) -> dict[str, Any]:
         "eventName": name,
         "requestParameters": arguments,
         "readOnly": False,
+        "eventID": str(uuid.uuid4()),
+        "eventType": "AwsServiceEvent",
     }
 
 
@@ -234,7 +251,7 @@ class Teller:
         self._metrics = metrics
 
     def tell(self, event: dict[str, Any]) -> None:
-        if event["event"] == "state":
+        if event["event"] == "state" and event["was"] != event["now"]:
             self._metrics.state(event["now"])
         if event["event"] == "boot":
             for span in event["spans"]:
@@ -310,7 +327,7 @@ async def start(
     store.on_commit(wake)
     await asyncio.to_thread(control.sweep)
     identities = StoredIdentities(store)
-    running = Running(settings, cloud, control, agent, store, loop, identity, identities, metrics, audit)
+    running = Running(settings, cloud, control, agent, store, loop, identity, identities, metrics, audit, events)
     metrics.gauges = running.gauges
     teller.tell({"time": time.time(), "event": "start", "endpoint": settings.endpoint, "version": __version__})
     api = Api(

@@ -168,12 +168,22 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     return _checked(Settings(**{one.name: one.value for one in sources(environment)}))
 
 
+#: Settings that may be 0; all others are at least 1.
+_LEAST = dict.fromkeys(
+    ("stop_seconds", "memory_reserve_mib", "memory_overhead_mib", "forms_mib", "terminated_seconds"), 0
+)
+
+
 def _checked(settings: Settings) -> Settings:
     if not 0 <= settings.port <= 65535:
         raise SettingsError(f"port = {settings.port} is not a port")
     for name in ("import_max_gib", "import_max_file_gib"):
         if not 1 <= getattr(settings, name) <= 16384:
             raise SettingsError(f"{name} = {getattr(settings, name)} is not a size from 1 to 16384 GiB")
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if one.name != "port" and type(value) is int and value < _LEAST.get(one.name, 1):
+            raise SettingsError(f"{one.name} = {value} is too small: at least {_LEAST.get(one.name, 1)}")
     if len(settings.account) != 12 or not settings.account.isdigit():
         raise SettingsError(f"account = {settings.account!r} is not twelve digits")
     if settings.auth == "open" and settings.host not in ("127.0.0.1", "::1", "localhost"):

@@ -76,6 +76,12 @@ def _privately(path: str, flags: int) -> int:
 
 
 class _PrivateLog(logging.handlers.RotatingFileHandler):
+    def doRollover(self) -> None:
+        """Whoever called sudo goes on reading the log (`share_with_invoker`)."""
+        owner = os.stat(self.baseFilename).st_uid
+        super().doRollover()
+        os.chown(self.baseFilename, owner, -1, follow_symlinks=False)
+
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, self.mode, encoding="utf-8", opener=_privately)  # type: ignore[return-value]
 

@@ -1,6 +1,6 @@
 """Files of JSON lines that are only added to: who did what (`audit.jsonl`) and what became of it (`events.jsonl`).
 
-A line is written by one write(2) to a file that is open for appending, so a killed haneul leaves whole lines. They are
+A line is written by one write(2) to a file that is open for appending. They are
 for people and their tools; nothing of haneul depends on them, and a full disk costs lines, never an operation.
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 #: Records that wait for the disk; more are lost, and counted.
-MOST_WAITING = 20000
+MOST_WAITING = 5000
+CLOSE_SECONDS = 5.0
 AUDIT, EVENTS = "audit.jsonl", "events.jsonl"
 
 
@@ -54,19 +55,22 @@ class Journal:
             self.lost += 1
 
     def close(self) -> None:
-        """When everything is written."""
-        self._queue.put(None)
-        self._thread.join()
+        """When everything is written, or the disk has not taken it in time."""
+        try:
+            self._queue.put(None, timeout=CLOSE_SECONDS)
+        except queue.Full:
+            return  # the disk hangs: so would we
+        self._thread.join(CLOSE_SECONDS)
 
     def _write_all(self) -> None:
         while (record := self._queue.get()) is not None:
             try:
                 self._append(_line(record))
                 self._failing = False
-            except OSError as error:
+            except Exception as error:  # whatever it is, the next record is another one
                 self.lost += 1
                 if not self._failing:
-                    log.error("%s cannot be written: %s", self._path, error)
+                    log.error("%s cannot be written: %r", self._path, error)
                 self._failing = True
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -75,6 +79,7 @@ class Journal:
         if self._descriptor < 0:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(self._path, flags, 0o600)
+            _end_the_last_line(self._path, self._descriptor)
         size = os.fstat(self._descriptor).st_size
         if size and size + len(line) > self._most:
             self._rotate()
@@ -87,12 +92,22 @@ class Journal:
             raise OSError("the line could not be written whole")
 
     def _rotate(self) -> None:
-        os.close(self._descriptor)
-        self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
         for number in range(self._keep, 0, -1):
             older = _numbered(self._path, number - 1)
             with contextlib.suppress(FileNotFoundError):
                 os.replace(older, _numbered(self._path, number))
+
+
+def _end_the_last_line(path: Path, descriptor: int) -> None:
+    """A power cut may have left half a line: it is not to spoil the next one."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                os.write(descriptor, b"\n")
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

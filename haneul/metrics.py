@@ -68,7 +68,12 @@ class Metrics:
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        for name, text, labels, samples in [*self.gauges(), *self.loop.gauges()]:
+        try:
+            of_store = list(self.gauges())
+        except Exception:
+            log.exception("the store could not be asked for its metrics")
+            of_store = []
+        for name, text, labels, samples in [*of_store, *self.loop.gauges()]:
             family = GaugeMetricFamily(name, text, labels=labels)
             for values, value in samples:
                 family.add_metric(list(values), value)
@@ -116,4 +121,4 @@ class LoopMonitor:
             most, self._most = self._most, 0.0
         yield "haneul_loop_lag_seconds_max", "Longest delay of the event loop since the last scrape.", (), [((), most)]
         yield "haneul_loop_lag_seconds_ever", "Longest delay of the event loop since the start.", (), [((), self._ever)]
-        yield "haneul_loop_blocked", "Delays of more than 100 ms since the start.", (), [((), float(self._over))]
+        yield "haneul_loop_delays", "Delays of more than 100 ms since the start.", (), [((), float(self._over))]

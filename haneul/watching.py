@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,18 +30,22 @@ def concerns(record: Record, instance: str) -> bool:
     """Whether a record is about an instance."""
     if "eventName" not in record:
         return record.get("instance") == instance
-    ids = record.get("requestParameters", {}).get("instanceIds") or []
-    return instance in (record.get("resources") or []) or instance in ids
+    return instance in (record.get("resources") or [])
 
 
-def merged(events: Iterable[Record], audit: Iterable[Record]) -> list[Record]:
-    return sorted([*events, *audit], key=time_of)
+def merged(
+    events: Iterable[Record], audit: Iterable[Record], keep: Callable[[Record], bool], most: int
+) -> Iterable[Record]:
+    """The last `most` records of both, in order of time; each is in order already. Never all of them in memory."""
+    both = heapq.merge(events, audit, key=time_of)
+    return deque(filter(keep, both), maxlen=max(most, 0))
 
 
 def line(record: Record) -> str:
     """One record as one line: when, what of, what happened, why."""
     when = time_of(record).replace("T", " ")[:23]
-    return f"{when}  {_text(record)}"
+    # Accounts and machines choose parts of it: nothing of theirs drives the reader's terminal or begins a line.
+    return "".join(one if one.isprintable() else "?" for one in f"{when}  {_text(record)}")
 
 
 def _text(record: Record) -> str:
@@ -66,7 +72,7 @@ def _ended(record: Record) -> str:
 def _call(record: Record) -> str:
     who = record.get("userIdentity", {})
     by = f"{who.get('accessKeyId') or 'anybody'} ({who['accountId']})" if "accountId" in who else "the owner"
-    ids = record.get("resources") or record.get("requestParameters", {}).get("instanceIds") or []
+    ids = record.get("resources") or []
     # A launch names its volumes, interfaces and groups too: the instances tell most.
     instances = [one for one in ids if one.startswith("i-")] or ids
     what = " ".join(instances[:3]) + (" …" if len(instances) > 3 else "")
@@ -81,6 +87,18 @@ class Bar:
     name: str
     began: float
     ended: float
+
+
+def call_of(boot: Record, calls: Iterable[Record]) -> Record | None:
+    """The call that ordered a boot, if it is still in the audit."""
+    orders = ("RunInstances", "StartInstances", "CreateFleet")
+    found = None
+    for call in calls:
+        if call.get("eventName") in orders and concerns(call, boot["instance"]) and "errorCode" not in call:
+            at = datetime.fromisoformat(call["eventTime"]).timestamp()
+            if boot["ordered"] - 60 <= at <= boot["spans"][0]["began"]:
+                found = call
+    return found
 
 
 def waterfall(boot: Record, call: Record | None) -> list[Bar]:

@@ -187,7 +187,11 @@ class Agent:
         due = [spec for spec in assignment.machines if not self._is_settled(spec, seen)]
         for start in range(0, len(due), MACHINES_AT_ONCE):
             some = due[start : start + MACHINES_AT_ONCE]
-            for spec, report in zip(some, await asyncio.gather(*map(self._machine, some)), strict=True):
+            for spec, report in zip(
+                some,
+                await asyncio.gather(*(self._machine(one, seen.get(one.instance_id)) for one in some)),
+                strict=True,
+            ):
                 self._reports[spec.instance_id] = (spec, report)
             await asyncio.sleep(0)
         return [self._reports[spec.instance_id][1] for spec in assignment.machines]
@@ -242,7 +246,7 @@ class Agent:
             self._settled.pop(gone, None)
             self._tracer.forget(gone)
 
-    async def _machine(self, spec: MachineSpec) -> MachineReport:
+    async def _machine(self, spec: MachineSpec, seen: MachineReport | None) -> MachineReport:
         try:
             if spec.power == "absent":
                 return await self._absent(spec)
@@ -253,7 +257,7 @@ class Agent:
         except Exception as error:
             if not isinstance(error, DriverError | OSError):
                 log.exception("%s", spec.instance_id)
-            return self._failed(spec, error)
+            return self._failed(spec, error, seen)
 
     async def _running(self, spec: MachineSpec) -> MachineReport:
         taps: dict[str, int] = {}
@@ -284,12 +288,14 @@ class Agent:
         self._health.pop(spec.instance_id, None)
         return await self.drivers.machines.ensure_absent(spec.instance_id)
 
-    def _failed(self, spec: MachineSpec, error: Exception) -> MachineReport:
+    def _failed(self, spec: MachineSpec, error: Exception, seen: MachineReport | None) -> MachineReport:
         """Trying again is the next pass's work, a few times; then the launch has failed and says why."""
         key = (spec.instance_id, spec.boot_count)
         self._failures[key] = self._failures.get(key, 0) + 1
         text = str(error) if isinstance(error, DriverError) else f"{type(error).__name__}: {error}"
         log.warning("%s: %s (try %d)", spec.instance_id, text, self._failures[key])
+        if spec.power == "running" and seen is not None and seen.power == "running":
+            return replace(seen, phase=text[:200])  # it lives: no launch has failed, whatever else has
         fatal = isinstance(error, DriverError) and error.fatal
         if spec.power == "running" and (fatal or self._failures[key] >= TRIES):
             self._tracer.over(spec.instance_id, spec.boot_count, "failed", text)

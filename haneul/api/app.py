@@ -58,8 +58,10 @@ class Key:
 
 
 class Identities(Protocol):
-    def find(self, access_key: str) -> Key | None:
-        """Answers at once: it is asked for every request, on the event loop."""
+    def find(self, access_key: str) -> Key | None: ...
+
+    def answers_at_once(self, access_key: str) -> bool:
+        """Whether `find` waits for nothing: it is asked for every request, on the event loop if it may be."""
 
 
 class Disconnected(Exception):
@@ -239,25 +241,32 @@ async def authenticate(call: Call) -> None:
     request = call.request
     signed = signature.Request(request.method, request.path, call.query, request.headers, call.body)
     call.scope = scope = signature.read_scope(signed)
+    key = await _find_key(call.app, scope.access_key) if scope else None
     if call.app.open_door:
-        call.caller = _anyone(call.app, scope)
+        call.caller = _anyone(call.app, scope, key)
         return
     if scope is None:
         raise CloudError(
             "AuthFailure", "AWS was not able to validate the provided access credentials (the request is not signed)"
         )
     now = dt.datetime.fromtimestamp(call.app.clock(), dt.UTC)
-    key = call.app.identities.find(scope.access_key)
     signature.verify(signed, scope, key.secret if key else None, now)
     assert key is not None
     call.caller = Caller(key.account, _region(scope.region), scope.access_key)
 
 
-def _anyone(app: Api, scope: signature.Scope | None) -> Caller:
+async def _find_key(app: Api, access_key: str) -> Key | None:
+    if app.identities.answers_at_once(access_key):
+        return app.identities.find(access_key)
+    found: Key | None = await app.readers.run(lambda: app.identities.find(access_key))
+    return found
+
+
+def _anyone(app: Api, scope: signature.Scope | None, known: Key | None) -> Caller:
     """The open door: a twelve-digit access key is an account of its own, any other the default one."""
     if scope is None:
         return Caller(app.account, app.region, "")
-    known, key = app.identities.find(scope.access_key), scope.access_key
+    key = scope.access_key
     account = known.account if known else (key if re.fullmatch("[0-9]{12}", key) else app.account)
     return Caller(account, _region(scope.region), key)
 
@@ -389,7 +398,9 @@ def _may_scrape(request: HttpRequest) -> bool:
         local = ipaddress.ip_address(request.client).is_loopback
     except ValueError:
         return False
-    foreign = any(name in request.headers for name in ("origin", "referer", "sec-fetch-site"))
+    # With a proxy on this machine everybody comes from this machine.
+    told = ("origin", "referer", "sec-fetch-site", "x-forwarded-for", "x-real-ip", "forwarded", "via")
+    foreign = any(name in request.headers for name in told)
     return local and not foreign and _LOOPBACK.fullmatch(request.headers.get("host", "")) is not None
 
 
@@ -418,7 +429,6 @@ def make_app(api: Api) -> Callable[[dict[str, Any], Receive, Send], Awaitable[No
             return
         call = Call(request, api)
         status, body = await _serve(call)
-        _note(call, status)
         answer_headers = [
             (b"content-type", _TYPES.get(call.protocol, b"text/xml;charset=UTF-8")),
             (b"content-length", str(len(body)).encode()),
@@ -427,5 +437,6 @@ def make_app(api: Api) -> Callable[[dict[str, Any], Receive, Send], Awaitable[No
         ]
         await send({"type": "http.response.start", "status": status, "headers": answer_headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        _note(call, status)
 
     return application

@@ -6,6 +6,7 @@ could fill the file until nothing else is left in it; the log and the metrics co
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import uuid
@@ -19,6 +20,10 @@ _SECRET = frozenset({"UserData", "ClientToken", "NextToken", "Password", "Public
 _IDS = re.compile(rb"\b(?:i|ami|vol|eni|vpc|subnet|sg|sgr|rtb|igw|acl|dopt|key|lt|pg|fleet|snap|r)-[0-9a-f]{8,17}\b")
 _MOST_IDS = 100
 _MOST_TEXT = 1024
+#: Of an answer only so much is searched for ids (bytes), and of the parameters so much is recorded: one account must not
+#: be able to push the records of all others out of the file. CloudTrail leaves out what is over 100 KB.
+_SEARCHED = 64 << 10
+_MOST_PARAMETERS = 8 << 10
 
 
 def record(
@@ -50,7 +55,7 @@ def record(
         "awsRegion": caller.region,
         "sourceIPAddress": source,
         "userAgent": agent[:_MOST_TEXT],
-        "requestParameters": without_secrets(params),
+        "requestParameters": _bounded(without_secrets(params)),
         "requestID": request_id,
         "eventID": str(uuid.uuid4()),
         "readOnly": is_read(operation),
@@ -60,20 +65,28 @@ def record(
     }
     if error is not None:
         found["errorCode"], found["errorMessage"] = error[0], error[1][:_MOST_TEXT]
-    elif not is_read(operation):
-        found["resources"] = [one.decode() for one in list(dict.fromkeys(_IDS.findall(answer)))[:_MOST_IDS]]
+        answer = b""
+    if not is_read(operation):
+        asked = json.dumps(found["requestParameters"], default=str).encode()
+        ids = dict.fromkeys([*_IDS.findall(asked), *_IDS.findall(answer[:_SEARCHED])])
+        found["resources"] = [one.decode() for one in list(ids)[:_MOST_IDS]]
     return found
 
 
-def without_secrets(value: Any, depth: int = 0) -> Any:
+def _bounded(parameters: Any) -> Any:
+    size = len(json.dumps(parameters, default=str))
+    return parameters if size <= _MOST_PARAMETERS else {"omitted": True, "originalSize": size}
+
+
+def without_secrets(value: Any) -> Any:
     """The parameters as they are recorded: no secrets, no long texts, no bytes."""
     if isinstance(value, dict):
         return {
-            name[:1].lower() + name[1:]: REMOVED if name in _SECRET else without_secrets(one, depth + 1)
+            name[:1].lower() + name[1:]: REMOVED if name in _SECRET else without_secrets(one)
             for name, one in value.items()
         }
     if isinstance(value, list):
-        return [without_secrets(one, depth + 1) for one in value[:_MOST_IDS]]
+        return [without_secrets(one) for one in value[:_MOST_IDS]]
     if isinstance(value, bytes):
         return REMOVED
     return value[:_MOST_TEXT] if isinstance(value, str) else value

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import grp
 import hashlib
 import logging
 import os
-import select
-import shutil
 import signal
 import socket
 import struct
@@ -479,9 +478,11 @@ def _arp(interface: str, sender: str, wanted: str, timeout: float = 0.3) -> bool
         link.sendto(query, (interface, 0x0806, 0, 1, b"\xff" * 6))
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
-            if not select.select([link], [], [], left)[0]:
+            link.settimeout(left)
+            try:
+                answer = link.recv(64)
+            except TimeoutError:
                 break
-            answer = link.recv(64)
             if len(answer) >= 28 and answer[6:8] == b"\0\2" and answer[14:18] == socket.inet_aton(wanted):
                 return True
     return False
@@ -507,8 +508,8 @@ def _write(path: Path, text: str) -> bool:
     """Says whether it changed."""
     if path.exists() and path.read_text() == text:
         return False
-    files.replace(path, text.encode(), 0o640)
-    shutil.chown(path, group=dnsmasq.GROUP)  # which reads it again as nobody, on SIGHUP
+    # dnsmasq reads it again as nobody, on SIGHUP: it has its group from the moment it is there.
+    files.replace(path, text.encode(), 0o640, group=grp.getgrnam(dnsmasq.GROUP).gr_gid)
     return True
 
 

@@ -60,12 +60,26 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    files.replace(path, json.dumps(value).encode())
+    # Whether a disk was booted before, and by which boot: a power cut must not make that unknown.
+    files.replace(path, json.dumps(value).encode(), durable=True)
 
 
 def server_boot() -> str:
     """Which boot of the physical server this is (proc(5), random/boot_id)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def server_goes_down() -> bool:
+    """Whether the physical server is shutting down or rebooting (systemd-logind's and systemd's own marks)."""
+    if Path("/run/systemd/shutdown/scheduled").exists() or Path("/run/nologin").exists():
+        return True
+    try:
+        said = subprocess.run(
+            ["systemctl", "is-system-running"], capture_output=True, text=True, timeout=2, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return said.stdout.strip() == "stopping"
 
 
 def _now() -> float:
@@ -88,12 +102,19 @@ def _told(events: str) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+def _plain(value: object) -> str:
+    """Text of a QEMU, which may have been taken over, as it may go into a database and onto a terminal."""
+    return "".join(one if one.isprintable() and one.isascii() else "?" for one in str(value)[:200])
+
+
 def why_paused(events: str) -> str:
     """Why QEMU holds the machine's processors, by its last events: the server's disk did not take what it wrote."""
+    if "BLOCK_IO_ERROR" not in events:
+        return ""  # nearly always: reading every event of every machine at every look would hold the loop up
     why = ""
     for name, data in _told(events):
         if name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
-            failure = f"the server's disk fails: {data.get('reason')}"
+            failure = f"the server's disk fails: {_plain(data.get('reason'))}"
             why = "the server's disk is full" if data.get("nospace") else failure
         elif name in ("RESUME", "BOOT"):
             why = ""
@@ -104,7 +125,7 @@ def how_it_ended(events: str) -> str:
     """QEMU's reason in the SHUTDOWN event of its last boot; empty if it never said one (a crash)."""
     for name, data in reversed(_told(events)):
         if name == "SHUTDOWN" and "reason" in data:
-            return str(data["reason"])
+            return _plain(data["reason"])
         if name == "BOOT":
             return ""
     return ""
@@ -128,7 +149,9 @@ class QemuMachines:
         accelerator: Callable[[], Accelerator],
         changed: Callable[[], None],
         boot_id: Callable[[], str] = server_boot,
+        going_down: Callable[[], bool] = server_goes_down,
     ) -> None:
+        self._going_down = going_down
         self.directory = directory
         self._boot_id = boot_id()
         self.images = images
@@ -164,9 +187,9 @@ class QemuMachines:
         count, accelerator = boot["boot_count"], boot["accelerator"]
         if locks.held(places.lock):
             self._watch(instance_id, places)
-            if not boot["begun"] and instance_id not in self._children:
-                # haneul ended between starting QEMU and hearing from it.
-                _write_json(places.boot, boot | {"begun": True})
+            if (not boot["begun"] and instance_id not in self._children) or "server_boot" not in boot:
+                # haneul ended between starting QEMU and hearing from it, or was an older one, which wrote less.
+                _write_json(places.boot, boot | {"begun": True, "server_boot": self._boot_id})
             power: Literal["running", "stopping"] = "running"
             stopping = self._stopping(places)
             phase = "on"
@@ -183,6 +206,10 @@ class QemuMachines:
         if not boot["begun"] and not self._reason(places):
             # QEMU was never heard of (or haneul ended before it could start it): that boot has not happened.
             return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
+        if self._reason(places) == "host-signal" and self._stopping(places) is None and self._going_down():
+            # An orderly shutdown of the server ends QEMU by a signal, and haneul is still there to see it. What becomes of
+            # the machine is decided when the server is back.
+            return MachineReport(instance_id, "stopping", count, phase="the server goes down", accelerator=accelerator)
         cause, detail = self._ending(places, boot)
         return MachineReport(instance_id, "off", count, cause, detail, "off", accelerator)
 
@@ -194,7 +221,7 @@ class QemuMachines:
         return how_it_ended(self._events(places))
 
     def _events(self, places: Places) -> str:
-        return _tail(places.events, 65536).decode(errors="replace")
+        return _tail(places.events, 16384).decode(errors="replace")
 
     def _ending(self, places: Places, boot: dict[str, Any]) -> tuple[str, str]:
         """(cause, detail) of a machine that is off."""
@@ -203,10 +230,10 @@ class QemuMachines:
             return "ordered", ""
         if reason == "guest-shutdown":
             return "guest-shutdown", ""
-        if reason:
-            return "crash", f"QEMU ended: {reason}"
         if boot.get("server_boot", self._boot_id) != self._boot_id:
             return "server-reboot", "the server was restarted"
+        if reason:
+            return "crash", f"QEMU ended: {reason}"
         code = exit_code(self._events(places))
         if code > 128:
             killed = "killed: was the server out of memory?" if code == 128 + signal.SIGKILL else "it crashed"
@@ -246,8 +273,8 @@ class QemuMachines:
                 places.stopping.unlink(missing_ok=True)  # an order that was taken back
             if found.boot_count < spec.boot_count:
                 await self._end(spec.instance_id, "reboot", REBOOT_SECONDS, force=False)
-            elif found.detail and self._has_room():
-                await self._qmp(places, "cont")
+            elif found.reachable is False:
+                await self._go_on(spec.instance_id, places)
             return self._look(spec.instance_id)
         if found.power == "off" and found.boot_count >= spec.boot_count:
             return found
@@ -256,10 +283,14 @@ class QemuMachines:
         await self._start(spec, taps, first=found.power == "absent" or found.boot_count == 0)
         return self._look(spec.instance_id)
 
-    def _has_room(self) -> bool:
-        """Whether a machine that was paused for want of disk may go on."""
-        found = os.statvfs(self._volume_file("any").parent)
-        return found.f_bavail * found.f_frsize > ROOM
+    async def _go_on(self, instance_id: str, places: Places) -> None:
+        """Let a machine go on that was paused for want of disk. One that cannot yet is no failure: it lives."""
+        try:
+            found = os.statvfs(self._volume_file("any").parent)
+            if found.f_bavail * found.f_frsize > ROOM:
+                await self._qmp(places, "cont")
+        except (DriverError, OSError) as error:
+            log.warning("%s stays paused: %s", instance_id, error)
 
     async def _start(self, spec: MachineSpec, taps: dict[str, int], first: bool) -> None:
         places = self.places(spec.instance_id)
@@ -292,7 +323,7 @@ class QemuMachines:
     async def _end_earlier_lives(self, uid: int, disks: Iterable[Path]) -> None:
         """A process that let go of its machine's lock outlives a stop, and still has the disks open that it had."""
         running = {self._uid(self.places(path.name)) for path in self.directory.iterdir() if locks.held(path / "lock")}
-        owners = {file.stat().st_uid for file in disks} & set(self._uids())
+        owners = {uid for uid in (file.stat().st_uid for file in disks) if uid in self._uids()}
         for owner in (owners - running) | {uid}:
             if not await locks.kill_user(owner):
                 raise DriverError("a process of an earlier boot cannot be killed")
@@ -302,7 +333,7 @@ class QemuMachines:
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         places.directory.mkdir(mode=0o710, exist_ok=True)
         if self._uid(places) is None:
-            files.replace(places.uid, str(self._free_uid()).encode())
+            files.replace(places.uid, str(self._free_uid()).encode(), durable=True)
         uid = self._uid(places)
         assert uid is not None
         os.chown(places.directory, 0, uid)
@@ -472,7 +503,7 @@ class QemuMachines:
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         places.directory.mkdir(mode=0o710, exist_ok=True)
         places.events.unlink(missing_ok=True)
-        now = time.time()
+        now = _now()
         _write_json(places.stopping, {"why": "stop", "since": now, "pressed": now})
         _write_json(places.boot, {"boot_count": boots, "accelerator": accelerator, "begun": True})
 

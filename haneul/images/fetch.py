@@ -180,7 +180,7 @@ def download(
     for _ in range(REDIRECTS + 1):
         parts = _checked_url(url)
         address = _resolve(parts)
-        if before is not None and before.is_global and not address.is_global:
+        if before is not None and _is_public(before) and not _is_public(address):
             raise SettingsError(
                 f"a redirect leads from {before} into a private network ({address}); it is not followed"
             )
@@ -243,6 +243,10 @@ def refused_address(address: Address) -> str:
     if address.is_multicast or address.is_unspecified:
         return "no address of a host"
     return ""
+
+
+def _is_public(address: Address) -> bool:
+    return (_inner(address) or address).is_global
 
 
 def _inner(address: Address) -> Address | None:

@@ -26,8 +26,8 @@ Say = Callable[[str], None]
 #: Fills the output folder, with the help of a working folder that only root enters; gives the keys of image.json.
 Fill = Callable[[Path, Path], dict[str, Any]]
 
-#: A name of a folder and of an EC2 image (EC2 API Reference, "RegisterImage": 3 to 128 characters).
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{2,127}")
+#: A name of a folder and of an EC2 image (EC2 API Reference, "RegisterImage": 3 to 128 characters; backups take 100).
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,99}")
 _LEFT = (".building-", ".old-", ".gone-", ".lock-")
 
 
@@ -194,7 +194,7 @@ def check_name(name: str) -> None:
     """Raises `SettingsError` for what is no name of an image."""
     if not _NAME.fullmatch(name):
         raise SettingsError(
-            f"{name!r} is no name of an image: 3 to 128 letters, digits and ._-, not a dot or a dash first"
+            f"{name!r} is no name of an image: 3 to 100 letters, digits and ._-, not a dot or a dash first"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from haneul.config import Settings
+from haneul.errors import CloudError
 from haneul.model.assignment import Assignment, MachineReport, Report, ServerFacts
 from haneul.model.image import CatalogueImage
 from haneul.model.instance import Observed, Reason, ended_by_itself, why_ended
@@ -49,6 +50,7 @@ class Control:
     ) -> None:
         self._tell = tell
         self._events: list[Event] = []
+        self._detailed: dict[str, float] = {}
         self._told_problems: dict[str, tuple[str, ...]] = {}
         self._store = store
         self._settings = settings
@@ -80,26 +82,30 @@ class Control:
         """
         with self._reporting:
             self._tell_problems(report)
-            self._tell_traces(report)
             news = self._news(report)
             if not news and self._last_facts.get(report.server_id) == report.facts:
+                self._tell_traces(report)
                 return
             errors = [error for part in _parts(news) if (error := self._try_to_write(report, part)) is not None]
             if errors:
                 raise errors[0]
             self._last_facts[report.server_id] = report.facts
+            # Last: an agent whose report failed tells all of it again.
+            self._tell_traces(report)
 
     def _try_to_write(self, report: Report, machines: list[MachineReport]) -> Exception | None:
         """One part's failure does not keep the others from being written; its machines are news again."""
         try:
             self._write(report, machines)
         except Exception as error:
-            if len(machines) > 1:
+            if len(machines) > 1 and not _is_unavailable(error):
                 # One that cannot be written must not keep its neighbours from it.
                 errors = [self._try_to_write(report, [machine]) for machine in machines]
                 return next((one for one in errors if one is not None), None)
+            log.error(
+                "the report of %s could not be written: %r", machines[0].instance_id if machines else "a server", error
+            )
             for machine in machines:
-                log.exception("the report of %s could not be written", machine.instance_id)
                 self._followed.pop(machine.instance_id, None)
             self._revisions.pop(report.server_id, None)
             return error
@@ -180,8 +186,14 @@ class Control:
         """Remember a change of the instance's state, to be told when it is committed."""
         after = (tx.get(tables.instances, before["id"]) or seen) if changed else seen
         states = state_of(before), state_of(after)
-        if states[0] == states[1] and before["observed_detail"] == seen["observed_detail"]:
-            return
+        if states[0] == states[1]:
+            # Details come from machines, and a machine may make one at every look: they are told once a minute.
+            now = self._clock()
+            if before["observed_detail"] == seen["observed_detail"] or now - self._detailed.get(before["id"], 0.0) < 60:
+                return
+            self._detailed[before["id"]] = now
+            if len(self._detailed) > 10000:
+                self._detailed.clear()
         why = after["reason_message"] or seen["observed_detail"]
         self._events.append(
             self._event("state", before, was=states[0], now=states[1], boot=seen["observed_boot_count"], why=why)
@@ -320,6 +332,11 @@ class Control:
             tx.delete(tables.client_tokens, tables.client_tokens.c.created < oldest)
             tx.wakes = False
         self._known_catalogue = catalogue
+
+
+def _is_unavailable(error: Exception) -> bool:
+    """The store itself cannot work: trying with less would only take longer."""
+    return isinstance(error, CloudError) and error.code == "Unavailable"
 
 
 def _parts(machines: list[MachineReport]) -> list[list[MachineReport]]:

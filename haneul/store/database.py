@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,11 @@ WRITER_LOCK = 0x68616E65756C
 WRITER_KIB, READER_KIB = 8000, 400
 
 
-def _refusal(error: sa.exc.OperationalError) -> CloudError:
+#: What the drivers raise when the database itself fails, not a statement.
+_FAILURES = (sa.exc.OperationalError, sa.exc.InterfaceError)
+
+
+def _refusal(error: sa.exc.DBAPIError) -> CloudError:
     """What a client is told when the database cannot work: to try again (SDKs do), and why, for the owner."""
     log.error("the database cannot work: %s", error.orig)
     why = "its disk is full" if "full" in str(error.orig) else "its database does not work"
@@ -226,7 +230,7 @@ class Store:
         self.url = url
         self._sqlite = url.startswith("sqlite")
         # More connections than the API has worker threads: none of them ever waits for one.
-        self.engine = sa.create_engine(url, pool_size=16, max_overflow=64)
+        self.engine = sa.create_engine(url, pool_size=16, max_overflow=64, pool_pre_ping=not self._sqlite)
         if self._sqlite:
             self._only_for_us()
             _configure_sqlite(self.engine, "FULL" if durable else "NORMAL")
@@ -263,11 +267,11 @@ class Store:
     def read(self) -> Iterator[Transaction]:
         """A consistent view; nothing can be written. SQLite's threads keep a connection each for reading."""
         if not self._sqlite:
-            with self._snapshots.connect() as connection:
-                try:
+            try:
+                with self._snapshots.connect() as connection:
                     yield Transaction(connection, writable=False)
-                finally:
-                    connection.rollback()
+            except _FAILURES as error:
+                raise _refusal(error) from error
             return
         connection, driver = self._reader()
         driver.execute("BEGIN")
@@ -290,23 +294,28 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """Commits at the end of the block; any exception undoes everything."""
-        with self._writer if self._sqlite else nullcontext(), self.engine.connect() as connection:
-            try:
-                connection.execute(_begin(self._sqlite))
-                tx = Transaction(connection, writable=True)
-                yield tx
-                if tx.wakes:
-                    tx.raise_revision()
-                connection.commit()
-            except sa.exc.OperationalError as error:
-                connection.rollback()
-                raise _refusal(error) from error
-            except BaseException:
-                connection.rollback()
-                raise
+        try:
+            with self._writer if self._sqlite else nullcontext(), self.engine.connect() as connection:
+                tx = yield from self._written(connection)
+        except _FAILURES as error:
+            raise _refusal(error) from error
         if tx.wakes:
             for listener in self._listeners:
                 listener()
+
+    def _written(self, connection: Connection) -> Generator[Transaction, None, Transaction]:
+        """The transaction, committed when the caller's block has ended well, and rolled back if not."""
+        try:
+            connection.execute(_begin(self._sqlite))
+            tx = Transaction(connection, writable=True)
+            yield tx
+            if tx.wakes:
+                tx.raise_revision()
+            connection.commit()
+        except BaseException:
+            connection.rollback()
+            raise
+        return tx
 
     def migrate(self) -> None:
         """Bring the schema to this version of haneul (alembic; nothing to do costs one query)."""

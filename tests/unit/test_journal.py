@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -95,8 +96,54 @@ def test_no_secret_is_recorded() -> None:
 def test_a_record_names_what_it_was_about() -> None:
     assert _record()["resources"] == ["i-0123456789abcdef0", "sg-0123456789abcdef0"]
     refused = _record(error=("InvalidX", "no"))
-    assert (refused["errorCode"], "resources" in refused) == ("InvalidX", False)
+    assert (refused["errorCode"], refused["resources"]) == ("InvalidX", []), (
+        "an answer that was refused tells of nothing"
+    )
+    asked = _record(operation="ModifyInstanceAttribute", params={"InstanceId": "i-0aaaaaaaaaaaaaaaa"}, answer=b"")
+    assert asked["resources"] == ["i-0aaaaaaaaaaaaaaaa"]
     assert _record(operation="DescribeInstances")["readOnly"] is True
+
+
+def test_no_record_is_large() -> None:
+    """Else one account could push the records of all others out of the file."""
+    params = {"Filters": [{"Name": f"tag:{n}", "Values": ["\x01" * 5000] * 200} for n in range(50)]}
+    assert len(json.dumps(_record(params=params))) < 20000
+    assert len(json.dumps(_record(answer=b" i-0123456789abcdef0" * 10**6))) < 20000
+
+
+def test_half_a_line_spoils_no_other(tmp_path: Path) -> None:
+    (tmp_path / "j").write_text('{"whole": 1}\n{"ha')
+    found = Journal(tmp_path / "j", 1000, 1)
+    found.write({"next": 2})
+    found.close()
+    assert list(journal.read(tmp_path / "j")) == [{"whole": 1}, {"next": 2}]
+
+
+def test_what_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    found = Journal(tmp_path / "j", 1000, 1)
+    round_and_round: dict[str, object] = {}
+    round_and_round["self"] = round_and_round
+    found.write(round_and_round)
+    found.write({"next": 2})
+    found.close()
+    assert (found.lost, list(journal.read(tmp_path / "j"))) == (1, [{"next": 2}])
+
+
+def test_nothing_of_an_account_drives_the_owners_terminal() -> None:
+    record = _record(params={}, agent="x") | {
+        "resources": ["i-\x1b]0;owned\x07\nFORGED"],
+        "eventName": "Stop\r\n\u202e",
+    }
+    line = watching.line(record)
+    assert line.isprintable()
+
+
+def test_a_boot_is_shown_with_the_call_that_ordered_it() -> None:
+    boot = {"instance": "i-1", "ordered": 1000.0, "spans": [{"name": "disks", "began": 1000.2, "ended": 1001.0}]}
+    calls = [{"eventName": "RunInstances", "eventTime": journal.moment(at), "resources": ["i-1"], "durationMs": 1.0}
+             for at in (100.0, 999.9, 5000.0)]  # fmt: skip
+    assert watching.call_of(boot, calls) is calls[1]
+    assert watching.call_of(boot | {"ordered": 9000.0, "spans": [{"began": 9000.0}]}, calls) is None
 
 
 def test_a_boot_is_told_once_with_its_steps_in_order() -> None:
@@ -145,6 +192,6 @@ def test_lines_tell_what_happened() -> None:
     }
     assert watching.line(state) == "2026-01-02 03:04:05.678  i-1  pending -> running"
     call = {"eventTime": "2026-01-02T03:04:05.678901Z", "eventName": "StopInstances", "errorCode": "Nope",
-            "requestParameters": {"instanceIds": ["i-1"]}, "userIdentity": {"accountId": "1", "accessKeyId": "A"}}  # fmt: skip
+            "resources": ["i-1"], "requestParameters": {}, "userIdentity": {"accountId": "1", "accessKeyId": "A"}}  # fmt: skip
     assert watching.line(call).endswith("i-1  StopInstances by A (1): Nope")
     assert watching.concerns(call, "i-1") and watching.concerns(state, "i-1") and not watching.concerns(call, "i-2")
