@@ -5,6 +5,9 @@ BIN := .venv/bin
 # Commands that need root; empty for root itself.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -E env PATH=$$PATH")
 
+# What takes longest comes first, so that the workers end together.
+SUITES := tests/system tests/conformance tests/contract tests/unit
+
 .PHONY: run setup test test-slow check format docs lock clean
 
 run: setup  ## Set up, build the image, start haneul, launch an instance and ask it who it is
@@ -21,10 +24,10 @@ setup: .venv/installed  ## System packages and the virtual environment; nothing 
 	@scripts/clients $(PYTHON)
 
 test: setup .clients/installed  ## Every test but the slow ones; real guests boot, in a network of their own
-	$(SUDO) scripts/test tests -m "not slow"
+	$(SUDO) scripts/test $(SUITES) -m "not slow"
 
 test-slow: setup .clients/installed  ## What needs longer
-	$(SUDO) scripts/test tests -m slow
+	$(SUDO) scripts/test $(SUITES) -m slow
 
 check: .venv/installed  ## Linters, types, the direction of imports, the dependencies' licences and known vulnerabilities
 	$(BIN)/ruff check .

@@ -16,6 +16,14 @@ def record_tally(record_property: Callable[[str, object], None]) -> Callable[[st
     return lambda text: record_property("tally", text)
 
 
+#: What takes longest comes first, so that the workers end together.
+LONGEST = "tests/system/test_debian.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     reports = [one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, [])]
     tallies = [text for one in reports if one.when == "call" for name, text in one.user_properties if name == "tally"]

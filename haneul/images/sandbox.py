@@ -96,8 +96,8 @@ def confined(words: Sequence[str], *, read: Path, write: Path, limits: Limits, u
     return [
         "setpriv", "--pdeathsig", "KILL", "--",
         # bwrap ends before what its program left behind is dead. As the first process of a namespace it cannot: who has
-        # waited for it knows that nobody writes to the output any more.
-        "unshare", "--pid", "--fork", "--kill-child=SIGKILL", "--",
+        # waited for it knows that nobody writes to the output any more. It looks itself up in /proc, which has to be that namespace's.
+        "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc", "--",
         "bwrap", "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
         "--unshare-cgroup-try", "--hostname", "import", "--clearenv", "--setenv", "PATH", "/usr/bin", "--setenv", "LC_ALL", "C.UTF-8",
         # What setpriv needs to give up being root; all of it is gone when the program starts.

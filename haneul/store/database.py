@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -43,13 +45,25 @@ def _refusal(error: sa.exc.DBAPIError) -> CloudError:
     return CloudError("Unavailable", f"The server cannot do this now: {why}.")
 
 
+def _use_wal(connection: Any) -> None:
+    """The mode is the file's. Changing it needs the file for oneself, and does not wait for it (sqlite.org, "WAL")."""
+    deadline = time.monotonic() + 20
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 def _configure_sqlite(engine: Engine, synchronous: str) -> None:
     @event.listens_for(engine, "connect")
     def _(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA busy_timeout=20000")
+        _use_wal(connection)
+        connection.execute(f"PRAGMA synchronous={synchronous}")
         # A launch touches a page of every index: what does not fit is written twice.
         connection.execute(f"PRAGMA cache_size=-{WRITER_KIB}")
 

@@ -46,13 +46,11 @@ def _reboot(own: Haneul) -> None:
     for namespace in (place / "netns").iterdir():
         subprocess.run(["umount", str(namespace)], check=True)
     shutil.rmtree(place)
-    eventually("the links have gone with their namespaces", lambda: not _links(), 20, 0.05)
+    link = f"hn{place.name[-2:]}"
+    there = lambda: link in {name for _, name in socket.if_nameindex()}  # noqa: E731
+    eventually("the link has gone with its namespace", lambda: not there(), 20, 0.05)
     for path in own.data.glob("instances/*/boot.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"server_boot": "the one before"}))
-
-
-def _links() -> set[str]:
-    return {name for _, name in socket.if_nameindex() if name.startswith("hn")}
 
 
 def test_after_a_reboot_of_the_server_what_ran_runs_again(make_haneul: Make) -> None:
