@@ -240,12 +240,13 @@ def test_a_power_cut_of_the_store(own: Haneul, tmp_path: Path, record_tally: Cal
             finally:
                 os.kill(pid, signal.SIGCONT)
             cuts += 1
+            shutil.copyfile(copy / "haneul.db-wal", copy / "whole")
             found = _opened(copy)
             lost += [one for one in known if one not in found]
             for _ in range(3):
                 # What was not synced may be missing, or be there in part and wrong.
-                size = (copy / "haneul.db-wal").stat().st_size
-                _tear(copy / "haneul.db-wal", rng, size)
+                shutil.copyfile(copy / "whole", copy / "haneul.db-wal")
+                _tear(copy / "haneul.db-wal", rng)
                 _opened(copy)
                 torn += 1
             shutil.rmtree(copy)
@@ -257,14 +258,31 @@ def test_a_power_cut_of_the_store(own: Haneul, tmp_path: Path, record_tally: Cal
     assert not lost and len(answered) > cuts
 
 
-def _tear(log: Path, rng: random.Random, size: int) -> None:
+def _tear(log: Path, rng: random.Random) -> None:
+    """Cut or spoil what a power cut can: what was written after the last commit but one, which was synced before."""
+    begin, end = _unsynced(log.read_bytes())
+    if begin == end:
+        return
+    place = rng.randrange(begin, end)
     with log.open("r+b") as file:
-        cut = rng.randrange(max(size, 1))
         if rng.random() < 0.5:
-            file.truncate(cut)
+            file.truncate(place)
         else:
-            file.seek(cut)
-            file.write(rng.randbytes(min(512, size - cut)))
+            file.seek(place)
+            file.write(rng.randbytes(min(512, end - place)))
+
+
+def _unsynced(log: bytes) -> tuple[int, int]:
+    """(begin, end) of the valid frames after the last commit but one (sqlite.org, "WAL-mode File Format")."""
+    if len(log) < 32:
+        return 0, 0
+    size, salts = int.from_bytes(log[8:12], "big") + 24, log[16:24]
+    commits, end = [32, 32], 32
+    while end + size <= len(log) and log[end + 8 : end + 16] == salts:
+        end += size
+        if log[end - size + 4 : end - size + 8] != b"\0\0\0\0":
+            commits.append(end)
+    return commits[-2], end
 
 
 def _opened(copy: Path) -> set[str]:

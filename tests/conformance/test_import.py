@@ -279,7 +279,7 @@ PROBES = {
     "write beyond the limit": "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); f = open('/output', 'wb'); f.truncate(1 << 30)",
     "write far behind": "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); os.pwrite(os.open('/output', 1), b'x', 1 << 30)",
     "the environment": "assert set(os.environ) - {'PATH', 'LC_ALL', 'PWD', 'LC_CTYPE'}",
-    "inherited descriptors": "assert [n for n in range(3, 64) if is_open(n)]",
+    "inherited descriptors": "assert [n for n in range(3, 1024) if is_open(n)]",
     "bpf": "assert ctypes.CDLL(None).syscall(321, 0, 0, 0) >= 0 or ctypes.get_errno() not in (1, 0)",
     "io_uring": "assert ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(120)) >= 0",
     "userfaultfd": "assert ctypes.CDLL(None).syscall(323, 1) >= 0",
