@@ -106,7 +106,15 @@ class User:
         promise = Promise(f"{self.name}-{len(self.promises)}")
         self.promises.append(promise)
         while not promise.instance and not self.stop.is_set():
-            self._ask_for(promise)
+            try:
+                self._ask_for(promise)
+            except ClientError as error:
+                if not error.response["Error"]["Code"].startswith("Insufficient"):
+                    raise
+                # What was terminated holds its address until an agent has lived long enough. Nothing was promised.
+                self.promises.remove(promise)
+                self.stop.wait(0.1)
+                return
 
     def _ask_for(self, promise: Promise) -> None:
         given = {"MinCount": 1, "MaxCount": 1, "ClientToken": promise.token, "SecurityGroupIds": [self.group]}
