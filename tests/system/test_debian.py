@@ -19,7 +19,7 @@ import pytest
 
 from tests.system.conftest import Haneul, eventually
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 SHELL = "#!/bin/sh\necho shell-ran > /root/shell\n"
 CLOUD_CONFIG = """#cloud-config
@@ -87,13 +87,13 @@ def _in(haneul: Haneul, guests: Guests, instance: str, command: str, timeout: fl
 
 def _cloud_init(haneul: Haneul, guests: Guests, instance: str) -> tuple[str, dict[str, Any]]:
     """The status that cloud-init ends in, and its own result."""
-    long = _in(haneul, guests, instance, "cloud-init status --long --wait", timeout=300)
+    long = _in(haneul, guests, instance, "cloud-init status --long --wait", timeout=900)
     return long, json.loads(_in(haneul, guests, instance, "cat /run/cloud-init/result.json"))
 
 
 def test_cloud_init_of_the_cli_journey(haneul: Haneul, guests: Guests) -> None:
     haneul.aws("ec2", "wait", "instance-running", "--instance-ids", guests.cli)
-    haneul.until_ssh(guests.cli, 300, user="admin", key=guests.key)
+    haneul.until_ssh(guests.cli, 900, user="admin", key=guests.key)
     long, result = _cloud_init(haneul, guests, guests.cli)
     assert "status: done" in long and "DataSourceEc2Local" in long
     assert result["v1"]["errors"] == []
@@ -111,7 +111,7 @@ def test_cloud_init_of_the_cli_journey(haneul: Haneul, guests: Guests) -> None:
 
 
 def test_cloud_init_takes_gzipped_multipart_over_imds_v2_alone(haneul: Haneul, guests: Guests) -> None:
-    haneul.until_ssh(guests.boto, 300, user="admin", key=guests.key)
+    haneul.until_ssh(guests.boto, 900, user="admin", key=guests.key)
     long, result = _cloud_init(haneul, guests, guests.boto)
     assert "status: done" in long
     assert result["v1"]["errors"] == []
@@ -127,7 +127,7 @@ def test_the_journey_with_the_aws_cli(haneul: Haneul, guests: Guests) -> None:
     haneul.aws("ec2", "wait", "instance-stopped", "--instance-ids", one)
     haneul.aws("ec2", "start-instances", "--instance-ids", one)
     haneul.aws("ec2", "wait", "instance-running", "--instance-ids", one)
-    haneul.until_ssh(one, 300, user="admin", key=guests.key)
+    haneul.until_ssh(one, 900, user="admin", key=guests.key)
     assert _in(haneul, guests, one, "cat /etc/machine-id; cat /etc/ssh/ssh_host_ed25519_key.pub") == before
     boot = _in(haneul, guests, one, "cat /proc/sys/kernel/random/boot_id")
     haneul.aws("ec2", "reboot-instances", "--instance-ids", one)
@@ -152,7 +152,7 @@ def test_the_journey_with_boto3_and_its_waiters(haneul: Haneul, guests: Guests) 
     ec2.modify_instance_attribute(InstanceId=one, InstanceType={"Value": "t3.micro"})
     ec2.start_instances(InstanceIds=[one])
     ec2.get_waiter("instance_running").wait(InstanceIds=[one])
-    haneul.until_ssh(one, 300, user="admin", key=guests.key)
+    haneul.until_ssh(one, 900, user="admin", key=guests.key)
     memory = int(_in(haneul, guests, one, "awk '/MemTotal/ {print $2}' /proc/meminfo"))
     assert memory < 1024 * 1024, "it has the memory of its new type"
     assert base64.b64decode(ec2.get_console_screenshot(InstanceId=one)["ImageData"])[:2] == b"\xff\xd8"
