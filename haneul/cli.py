@@ -437,7 +437,7 @@ def trace(
     from haneul import watching
 
     happened, calls = _journals(config.load())
-    boots = [one for one in happened if one["event"] == "boot" and one["instance"] == instance]
+    boots = [one for one in happened if one.get("event") == "boot" and one["instance"] == instance]
     boots = [one for one in boots if boot in (0, one["boot"])]
     if not boots:
         raise SettingsError(f"nothing is known of a boot of {instance}: it is still on its way, or too long ago")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gzip
+import io
 import os
 import tarfile
 import tempfile
@@ -49,6 +50,7 @@ def make(settings: Settings, server: Server, path: Path, volumes: bool, force: b
         moment, identity = _read(settings, rows)
         known = _volumes(settings.data, server, moment, volumes)
         manifest = _describe(settings, moment, identity, rows, known, say)
+        archive.read_manifest(manifest.text())  # what no restore would take is not made
         _write(file, path.suffix in (".gz", ".tgz"), manifest, identity, rows, settings.data, say)
     return manifest
 
@@ -187,8 +189,6 @@ def _describe(
 
 
 def _of_bytes(content: bytes) -> Member:
-    import io
-
     return archive.member(io.BytesIO(content))
 
 

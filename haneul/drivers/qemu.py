@@ -36,6 +36,8 @@ START_TIMEOUT = 20.0
 PRESS_AGAIN = 2.0
 REBOOT_SECONDS = 60
 CONSOLE_BYTES = 65536
+#: A server that has ended a machine is down itself after so long (systemd's own limit for a service is 90 s).
+SHUTDOWN_SECONDS = 120.0
 #: Free space of the volumes' disk (bytes) with which a paused machine goes on.
 ROOM = 64 << 20
 
@@ -70,9 +72,7 @@ def server_boot() -> str:
 
 
 def server_goes_down() -> bool:
-    """Whether the physical server is shutting down or rebooting (systemd-logind's and systemd's own marks)."""
-    if Path("/run/systemd/shutdown/scheduled").exists() or Path("/run/nologin").exists():
-        return True
+    """Whether the physical server is shutting down or rebooting (systemctl(1), is-system-running)."""
     try:
         said = subprocess.run(
             ["systemctl", "is-system-running"], capture_output=True, text=True, timeout=2, check=False
@@ -206,7 +206,7 @@ class QemuMachines:
         if not boot["begun"] and not self._reason(places):
             # QEMU was never heard of (or haneul ended before it could start it): that boot has not happened.
             return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
-        if self._reason(places) == "host-signal" and self._stopping(places) is None and self._going_down():
+        if self._has_just_been_told_to_end(places) and self._going_down():
             # An orderly shutdown of the server ends QEMU by a signal, and haneul is still there to see it. What becomes of
             # the machine is decided when the server is back.
             return MachineReport(instance_id, "stopping", count, phase="the server goes down", accelerator=accelerator)
@@ -219,6 +219,13 @@ class QemuMachines:
 
     def _reason(self, places: Places) -> str:
         return how_it_ended(self._events(places))
+
+    def _has_just_been_told_to_end(self, places: Places) -> bool:
+        """By a signal, and not by us. Whether the server goes down is asked for as long as that may take, not for ever."""
+        with contextlib.suppress(OSError):
+            recent = time.time() - places.events.stat().st_mtime < SHUTDOWN_SECONDS
+            return recent and self._reason(places) == "host-signal" and self._stopping(places) is None
+        return False
 
     def _events(self, places: Places) -> str:
         return _tail(places.events, 16384).decode(errors="replace")

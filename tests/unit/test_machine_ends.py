@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def test_while_the_server_goes_down_nothing_is_decided(tmp_path: Path) -> None:
     _folder(tmp_path, "this boot", _shutdown("host-signal"))
     assert _look(_machines(tmp_path, goes_down=True)).power == "stopping"
     assert _look(_machines(tmp_path)).cause == "crash"
+
+
+def test_the_server_is_asked_only_soon_after_the_end(tmp_path: Path) -> None:
+    """Each question is a program that is run: not at every look at a machine that ended long ago."""
+    _folder(tmp_path, "this boot", _shutdown("host-signal"))
+    os.utime(tmp_path / "i-1" / "events.log", (1, 1))
+    assert _look(_machines(tmp_path, goes_down=True)).cause == "crash"
 
 
 def test_a_killed_machine_tells_the_signal(tmp_path: Path) -> None:
