@@ -14,6 +14,8 @@ import sqlalchemy as sa
 
 #: PostgreSQL refuses to run as root; any uid that is nobody's will do.
 UID = 65534
+#: Where scripts/postgresql puts packages that are not installed.
+UNPACKED = "/build/postgresql/"
 
 
 def programs() -> Path | None:
@@ -47,6 +49,11 @@ class Server:
 def server(programs: Path) -> Iterator[Server]:
     directory = Path(tempfile.mkdtemp(prefix="haneul-postgresql-", dir="/var/tmp"))
     try:
+        if UNPACKED in str(programs):
+            # Its uid may not enter the folder of the project. The programs find their other files by where they are.
+            root = programs.parents[4]
+            shutil.copytree(root, directory / "programs", symlinks=True)
+            programs = directory / "programs" / programs.relative_to(root)
         with _running(programs, directory):
             yield Server(directory)
     finally:
@@ -60,8 +67,8 @@ def _running(programs: Path, directory: Path) -> Iterator[None]:
         os.chown(directory, UID, UID)
         as_nobody = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": str(directory)}
-    unpacked = programs.parents[3] / "lib/x86_64-linux-gnu"
-    if "build" in programs.parts and unpacked.is_dir():
+    unpacked = programs.parents[2] / "x86_64-linux-gnu"
+    if programs.is_relative_to(directory) and unpacked.is_dir():
         environment["LD_LIBRARY_PATH"] = str(unpacked)
     options = {"env": environment, "cwd": directory, "stdin": subprocess.DEVNULL}
     data = directory / "data"
