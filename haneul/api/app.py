@@ -435,8 +435,11 @@ def make_app(api: Api) -> Callable[[dict[str, Any], Receive, Send], Awaitable[No
             (b"x-amzn-requestid", call.request_id.encode()),
             (b"server", _SERVER),
         ]
-        await send({"type": "http.response.start", "status": status, "headers": answer_headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-        _note(call, status)
+        try:
+            await send({"type": "http.response.start", "status": status, "headers": answer_headers})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        finally:
+            # Also for a client that has gone: what it has done is done.
+            _note(call, status)
 
     return application
