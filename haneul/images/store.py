@@ -20,6 +20,7 @@ from typing import Any
 
 from haneul.errors import SettingsError
 from haneul.images import recipes
+from haneul.model import generation
 from haneul.model.image import CatalogueImage
 
 Say = Callable[[str], None]
@@ -230,4 +231,5 @@ def _read(path: Path) -> CatalogueImage:
         float(about["created"]),
         about["user"],
         about.get("imported", {}).get("format", ""),
+        generation.parse(about.get("generations", generation.COMMON)),
     )

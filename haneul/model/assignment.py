@@ -156,7 +156,8 @@ class MachineReport:
 class ServerFacts:
     """A physical machine: what it has and what it can do. Memory in MiB.
 
-    `accelerators` maps `tcg` and `kvm` to why they are usable or not (empty text: usable).
+    `accelerators` maps `tcg` and `kvm` to why they are usable or not (empty text: usable). `generations` maps each
+    generation that is asked of QEMU's own emulation or of another program to why it cannot be run (empty text: it can).
     """
 
     vcpus: int
@@ -164,6 +165,7 @@ class ServerFacts:
     hostname: str
     drivers: str
     accelerators: dict[str, str] = field(default_factory=dict)
+    generations: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from haneul.model.generation import COMMON, Generation
+
 
 @dataclass(frozen=True)
 class CatalogueImage:
     """An image of the store. `disk` is its name there, `created` seconds since the epoch, `user` who logs in.
 
-    `imported` is the format of the file that it was imported from, empty for what a recipe built.
+    `imported` is the format of the file that it was imported from, empty for what a recipe built. It boots under
+    `generations`.
     """
 
     disk: str
@@ -20,6 +23,7 @@ class CatalogueImage:
     created: float
     user: str
     imported: str = ""
+    generations: tuple[Generation, ...] = COMMON
 
     @property
     def image_id(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-Generation = Literal["hvm"]
+from haneul.model.generation import WAYS, Generation, VirtualizationType
 
 #: size -> vCPUs of a type of the given size in the families that scale by powers of two.
 _LARGE = {
@@ -32,6 +32,8 @@ _BURST_MIB = {
     "xlarge": 16384,
     "2xlarge": 32768,
 }
+_E1_VCPUS = {"nano": 1, "micro": 1, "small": 1, "medium": 2, "large": 2}
+_M1_MIB = {"small": 1740, "medium": 3788}
 _T2_VCPUS = _BURST_VCPUS | {"nano": 1, "micro": 1, "small": 1}
 
 #: size -> (network interfaces, IPv4 addresses of each) (AWS, "IP addresses per network interface").
@@ -63,9 +65,14 @@ class Family:
     hypervisor: Literal["xen", "nitro"]
     burstable: bool = False
     threads_per_core: int = 2
+    generation: Generation = "hvm"
 
 
 _FAMILIES = (
+    # haneul's own: what the first virtual machines were. The other old families are as AWS had them, where one vCPU does.
+    Family("e1", _E1_VCPUS, None, _BURST_MIB, 2.5, "xen", threads_per_core=1, generation="emulated"),
+    Family("t1", {"micro": 1}, None, {"micro": 627}, 2.5, "xen", threads_per_core=1, generation="paravirtual"),
+    Family("m1", {"small": 1, "medium": 1}, None, _M1_MIB, 2.5, "xen", threads_per_core=1, generation="paravirtual"),
     Family("t2", _T2_VCPUS, None, _BURST_MIB, 2.3, "xen", burstable=True, threads_per_core=1),
     Family("t3", _BURST_VCPUS, None, _BURST_MIB, 2.5, "nitro", burstable=True),
     Family("t3a", _BURST_VCPUS, None, _BURST_MIB, 2.2, "nitro", burstable=True),
@@ -106,6 +113,10 @@ class InstanceType:
         return self.name.partition(".")[0]
 
     @property
+    def virtualization_type(self) -> VirtualizationType:
+        return WAYS[self.generation].virtualization_type
+
+    @property
     def cores(self) -> int:
         return max(1, self.vcpus // self.threads_per_core)
 
@@ -126,6 +137,7 @@ def _make(family: Family, size: str, vcpus: int) -> InstanceType:
         threads,
         interfaces,
         addresses,
+        generation=family.generation,
     )
 
 
@@ -134,3 +146,8 @@ def instance_types() -> dict[str, InstanceType]:
     """Name -> type, in the order of the table."""
     made = (_make(family, size, n) for family in _FAMILIES for size, n in family.vcpus.items())
     return {made_type.name: made_type for made_type in made}
+
+
+def families(generation: Generation) -> list[str]:
+    """The families of a generation, in the order of the table."""
+    return [family.name for family in _FAMILIES if family.generation == generation]
