@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from haneul.agent.agent import Drivers
     from haneul.backup import Machine
     from haneul.drivers.bridge import BridgeNetworks
+    from haneul.drivers.engine import Engine
     from haneul.drivers.fake import FakeMachines, World
+    from haneul.drivers.machines import Machines
     from haneul.drivers.metadata_process import MetadataProcess
     from haneul.drivers.qcow2 import Qcow2Disks
-    from haneul.drivers.qemu import QemuMachines
     from haneul.drivers.server import LinuxServer
     from haneul.identity import Identity
 
@@ -66,7 +67,7 @@ def fake_drivers(world: World) -> Drivers:
 class RealParts:
     """The drivers of this server, by their concrete types: purging needs more than the interfaces have."""
 
-    machines: QemuMachines
+    machines: Machines
     disks: Qcow2Disks
     networks: BridgeNetworks
     metadata: MetadataProcess
@@ -82,10 +83,12 @@ class RealParts:
 
 def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -> RealParts:
     from haneul.drivers.bridge import BridgeNetworks
+    from haneul.drivers.machines import Machines
     from haneul.drivers.metadata_process import MetadataProcess
     from haneul.drivers.qcow2 import Qcow2Disks
-    from haneul.drivers.qemu import QemuMachines
+    from haneul.drivers.qemu import QemuEngine
     from haneul.drivers.server import LinuxServer
+    from haneul.drivers.uml import UmlEngine
 
     data, images = settings.data, settings.image_directory
     # Namespaces and what lives in them go with a reboot: so does the folder that describes them.
@@ -93,7 +96,9 @@ def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -
     pool = who.pool if settings.public_pool == "auto" else settings.public_pool
     server = LinuxServer(data / "kvm.json", images, settings.accelerator, changed)
     disks = Qcow2Disks(data / "volumes", images)
-    machines = QemuMachines(data / "instances", disks.file, images, who.first_uid, server.accelerator, changed)
+    qemu = QemuEngine(images, server.accelerator)
+    engines: dict[str, Engine] = {"emulated": qemu, "hvm": qemu, "paravirtual": UmlEngine(images)}
+    machines = Machines(data / "instances", disks.file, who.first_uid, engines, changed)
     networks = BridgeNetworks(runtime, who.tag, pool, settings.uplink == "nat")
     metadata = MetadataProcess(runtime / "metadata", networks.namespace, lambda: [*machines.logs(), *networks.logs()])
     return RealParts(machines, disks, networks, metadata, server, runtime)
@@ -315,7 +320,7 @@ class _Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def _drivers(self) -> QemuMachines | FakeMachines:
+    def _drivers(self) -> Machines | FakeMachines:
         from haneul import identity
 
         if self._settings.drivers == "fake":
@@ -400,7 +405,7 @@ def _tune() -> None:
 
 
 def _outlive_machines(settings: Settings) -> None:
-    """When memory runs out, machines are to go first (`qemu_command.OOM_SCORE`), what serves all of them last."""
+    """When memory runs out, machines are to go first (`places.OOM_SCORE`), what serves all of them last."""
     if settings.drivers != "fake":
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("-500")
