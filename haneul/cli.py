@@ -33,12 +33,16 @@ SSH_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of `haneul doctor`: is it there, how was that found out, what to do about it."""
+    """One line of `haneul doctor`: is it there, how was that found out, what to do about it.
+
+    What is not `needed` makes more possible; without it virtual servers are launched all the same.
+    """
 
     name: str
     ok: bool
     how: str
     advice: str
+    needed: bool = True
 
 
 class Lifecycle(Protocol):
@@ -355,14 +359,14 @@ def doctor(as_json: Json = False) -> None:
     """
     settings = config.load()
     found = _lifecycle.doctor(settings)
-    needed = [one for one in found if not one.name.startswith("HVM")]
-    healthy = all(one.ok for one in needed)
+    healthy = all(one.ok for one in found if one.needed)
     if as_json:
         _print_json({"healthy": healthy, "findings": [asdict(one) for one in found]})
     else:
         table = Table("what", "", "how that was found out", "what to do")
         for one in found:
-            table.add_row(one.name, "[green]yes[/]" if one.ok else "[red]no[/]", one.how, one.advice)
+            no = "[red]no[/]" if one.needed else "[yellow]no[/]"
+            table.add_row(one.name, "[green]yes[/]" if one.ok else no, one.how, one.advice)
         out.print(table)
     if not healthy:
         raise typer.Exit(NO)

@@ -78,8 +78,9 @@ def kernel_arguments(spec: MachineSpec, first: bool) -> list[str]:
     return [*arguments, "umid=m", "uml_dir=/uml", "hostfs=/modules"]
 
 
-def _kernel(spec: MachineSpec, first: bool, filter_fd: int) -> list[str]:
+def _kernel(spec: MachineSpec, first: bool, filter_fd: int, initrd: str = "") -> list[str]:
     """The inner sandbox. Its descriptors come from the outer one."""
+    given = ["--ro-bind", initrd, "/initrd"] if initrd else []
     bound = [word for library in _LIBRARIES for word in ("--ro-bind", library, library)]
     size = (spec.memory_mib + MEMORY_SLACK) << 20
     return [
@@ -88,8 +89,8 @@ def _kernel(spec: MachineSpec, first: bool, filter_fd: int) -> list[str]:
         "--ro-bind", BINARY, "/linux", *bound, "--size", str(size), "--tmpfs", "/tmp", "--bind", "/uml", "/uml",
         "--bind", "/exports", "/exports", "--ro-bind-try", str(MODULES), "/modules", "--perms", "0755", "--dir", "/dev",
         "--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/random", "/dev/random",
-        "--ro-bind", "/proc/cpuinfo", "/proc/cpuinfo", "--remount-ro", "/", "--chdir", "/", "--seccomp", str(filter_fd),
-        "--", "/linux", *kernel_arguments(spec, first),
+        "--ro-bind", "/proc/cpuinfo", "/proc/cpuinfo", *given, "--remount-ro", "/", "--chdir", "/",
+        "--seccomp", str(filter_fd), "--", "/linux", *kernel_arguments(spec, first), *(["initrd=/initrd"] if initrd else []),
     ]  # fmt: skip
 
 
@@ -97,11 +98,23 @@ def command(
     spec: MachineSpec, places: Places, disks: list[Disk], taps: list[int], filter_fd: int, first: bool
 ) -> list[str]:
     """The machine `spec`, to be run as its uid. `taps` are inherited descriptors, so is `filter_fd` (`kernel_filter`)."""
+    return _machine(spec.instance_id, places, disks, taps, filter_fd, _kernel(spec, first, filter_fd))
+
+
+def probe(spec: MachineSpec, places: Places, filter_fd: int) -> list[str]:
+    """A machine without disks that boots `initrd` of its folder."""
+    return _machine(spec.instance_id, places, [], [], filter_fd, _kernel(spec, True, filter_fd, "/machine/initrd"))
+
+
+def _machine(
+    name: str, places: Places, disks: list[Disk], taps: list[int], filter_fd: int, kernel: list[str]
+) -> list[str]:
+    """The outer sandbox."""
     life = {
         "disks": [f"/disks/{index}" for index in range(len(disks))],
         "taps": taps,
         "filter": filter_fd,
-        "command": _kernel(spec, first, filter_fd),
+        "command": kernel,
         "oom_score": OOM_SCORE,
     }
     bound = []
@@ -111,7 +124,7 @@ def command(
             bound += ["--ro-bind", str(disk.base), str(disk.base)]
     return [
         "bwrap", "--die-with-parent", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-net",
-        "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", spec.instance_id,
+        "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", name,
         # In its own user namespace: to serve the exports and to make the kernel's sandbox.
         "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP", "--cap-add", "CAP_NET_ADMIN",
         "--clearenv", "--setenv", "PATH", "/usr/bin",
