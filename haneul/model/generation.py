@@ -73,6 +73,10 @@ WAYS: dict[Way, Described] = {
 GENERATIONS: tuple[Generation, ...] = ("emulated", "paravirtual", "hvm")
 #: What an image can boot under if nothing else is known of it: it has a boot record and drivers of virtual devices.
 COMMON: tuple[Generation, ...] = ("hvm",)
+#: What a machine's report names as its accelerator, if it is a real one.
+ENGINES = ("tcg", "kvm", "uml")
+#: The most volumes that a machine takes, where its generation has a bound: two IDE channels of two disks; ubd0 to ubd7.
+MOST_VOLUMES: dict[Generation, int] = {"emulated": 4, "paravirtual": 8}
 
 
 def way(generation: Generation, accelerator: str) -> Way:
@@ -80,6 +84,34 @@ def way(generation: Generation, accelerator: str) -> Way:
     if generation == "hvm" and accelerator != "kvm":
         return "emulated-fast"
     return generation
+
+
+def run_way(generation: Generation, accelerator: str) -> Way | None:
+    """`way`, of what a machine reported; None while that says nothing of this generation.
+
+    The type of an instance may change while it is off: what was last reported is then another generation's. Fake
+    machines report `fake`.
+    """
+    if accelerator not in ENGINES or (accelerator == "uml") != (generation == "paravirtual"):
+        return None
+    return way(generation, accelerator)
+
+
+def as_run(generation: Generation, accelerator: str) -> str:
+    """How an instance is really run, for people."""
+    found = run_way(generation, accelerator)
+    return WAYS[found].title if found else accelerator
+
+
+def noted(generation: Generation, accelerator: str, why_not_kvm: str) -> str | None:
+    """What an instance's tag says of how it is run: empty if no more than its type does, None while nothing is known."""
+    found = run_way(generation, accelerator)
+    if found is None or found == "hvm":
+        return None if found is None else ""
+    if found == "emulated-fast":
+        return f"emulated (TCG) with virtio devices: {why_not_kvm}"
+    program = f" ({WAYS[found].engine.partition(';')[0]})" if found == "paravirtual" else ""
+    return WAYS[found].title + program
 
 
 def parse(names: Iterable[str]) -> tuple[Generation, ...]:
