@@ -14,7 +14,6 @@ Every interface has a `fake` behind the same contract tests (tests/contract).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from haneul.model.assignment import (
@@ -26,7 +25,6 @@ from haneul.model.assignment import (
     NicSpec,
     ServerFacts,
 )
-from haneul.model.generation import Generation
 
 
 class DriverError(Exception):
@@ -37,35 +35,8 @@ class DriverError(Exception):
         self.fatal = fatal
 
 
-@dataclass(frozen=True)
-class Abilities:
-    """What machines of a generation can do beyond the contract. `vcpus` and `disks`: at most so many, None for no bound.
-
-    docs/generations.md is made of this (`make docs`), and the contract suite asks every driver to keep it.
-    """
-
-    console: bool = True
-    screenshot: bool = False
-    given_kernel: bool = False
-    own_boot_loader: bool = False
-    dmi: bool = False
-    vcpus: int | None = None
-    disks: int | None = None
-
-
-QEMU_ABILITIES = Abilities(screenshot=True, given_kernel=True, own_boot_loader=True, dmi=True)
-EMULATED_ABILITIES = Abilities(screenshot=True, own_boot_loader=True, dmi=True, disks=4)
-PARAVIRTUAL_ABILITIES = Abilities(given_kernel=True, vcpus=1, disks=8)
-#: By generation. A driver that cannot keep one of them has no machines of that generation.
-ABILITIES: dict[Generation, Abilities] = {
-    "emulated": EMULATED_ABILITIES,
-    "paravirtual": PARAVIRTUAL_ABILITIES,
-    "hvm": QEMU_ABILITIES,
-}
-
-
 class MachineDriver(Protocol):
-    """Virtual servers of this physical one."""
+    """Virtual servers of this physical one. What a generation can do beyond this page: `model.generation.ABILITIES`."""
 
     async def observe(self) -> dict[str, MachineReport]:
         """Every machine there is, wanted or not, by instance id."""

@@ -29,6 +29,7 @@ from haneul.drivers.interface import DriverError
 from haneul.drivers.places import Places
 from haneul.drivers.run import run
 from haneul.model.assignment import MachineReport, MachineSpec
+from haneul.model.generation import ABILITIES, parse
 
 log = logging.getLogger(__name__)
 
@@ -326,6 +327,9 @@ class Machines:
         engine = self._engines.get(spec.generation)
         if engine is None:
             raise DriverError(f"this server has no machines of the generation {spec.generation}", fatal=True)
+        most = ABILITIES[parse([spec.generation])[0]].volumes
+        if most is not None and len(spec.disks) > most:
+            raise DriverError(f"a machine of the generation {spec.generation} has at most {most} disks", fatal=True)
         return engine
 
     async def _end_earlier_lives(self, uid: int, disks: Iterable[Path]) -> None:

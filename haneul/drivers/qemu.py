@@ -8,7 +8,6 @@ from pathlib import Path
 
 from haneul.drivers import qemu_command
 from haneul.drivers.engine import Boot, Launch
-from haneul.drivers.interface import DriverError
 from haneul.drivers.places import confined
 from haneul.drivers.qemu_command import Accelerator, Kernel
 from haneul.model.assignment import MachineSpec
@@ -28,8 +27,6 @@ class QemuEngine:
         return "tcg" if spec.generation == "emulated" else self._accelerator()
 
     def launch(self, boot: Boot) -> Launch:
-        if boot.spec.generation == "emulated" and len(boot.spec.disks) > qemu_command.MOST_IDE_DISKS:
-            raise DriverError(f"an emulated machine has at most {qemu_command.MOST_IDE_DISKS} disks (IDE)", fatal=True)
         accelerator = self.accelerator(boot.spec)
         kernel = self._kernel(boot.spec) if boot.first else None
         own = qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator)

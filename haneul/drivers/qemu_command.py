@@ -19,8 +19,6 @@ CAPABILITIES = '{"execute":"qmp_capabilities"}'
 BOOT = '{"event": "BOOT"}'
 #: Memory of the guest is no part of a core dump, wherever the server sends those.
 MACHINE, EMULATED_MACHINE = "q35,dump-guest-core=off", "pc,dump-guest-core=off"
-#: Two channels with two disks each.
-MOST_IDE_DISKS = 4
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 

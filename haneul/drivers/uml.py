@@ -56,8 +56,6 @@ class UmlEngine:
         why = self._why_not()
         if why:
             raise DriverError(f"paravirtual machines cannot be run here: {why}", fatal=True)
-        if len(boot.spec.disks) > uml_command.MOST_DISKS:
-            raise DriverError(f"a paravirtual machine has at most {uml_command.MOST_DISKS} disks", fatal=True)
         _make_fuse(boot.places, boot.uid)
         disks = [
             uml_command.Disk(boot.files[one.volume_id], self._base(one.image) if one.image else None)

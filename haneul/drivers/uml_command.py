@@ -25,8 +25,6 @@ BINARY = "/usr/bin/linux.uml"
 PYTHON = "/usr/bin/python3"
 #: Modules of the server's User-mode Linux, which a guest may mount: `mount -t hostfs none /lib/modules/$(uname -r)`.
 MODULES = Path("/usr/lib/uml/modules")
-#: ubd0 to ubd7 (`linux.uml --help`).
-MOST_DISKS = 8
 #: The guest's memory is a file; what the kernel needs beside it (MiB).
 MEMORY_SLACK = 64
 _LIBRARIES = ("/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6")

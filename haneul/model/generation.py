@@ -75,8 +75,32 @@ GENERATIONS: tuple[Generation, ...] = ("emulated", "paravirtual", "hvm")
 COMMON: tuple[Generation, ...] = ("hvm",)
 #: What a machine's report names as its accelerator, if it is a real one.
 ENGINES = ("tcg", "kvm", "uml")
-#: The most volumes that a machine takes, where its generation has a bound: two IDE channels of two disks; ubd0 to ubd7.
-MOST_VOLUMES: dict[Generation, int] = {"emulated": 4, "paravirtual": 8}
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What machines of a generation can do beyond what all of them can.
+
+    `vcpus`, `volumes`: at most so many, None where the generation sets no bound. docs/generations.md is made of this
+    (`make docs`), and the contract suite of machines asks every driver to keep it.
+    """
+
+    screenshot: bool = False
+    own_boot_loader: bool = False
+    given_kernel: bool = False
+    dmi: bool = False
+    pauses_on_full_disk: bool = False
+    vcpus: int | None = None
+    volumes: int | None = None
+
+
+ABILITIES: dict[Generation, Abilities] = {
+    # Two IDE channels of two disks.
+    "emulated": Abilities(screenshot=True, own_boot_loader=True, dmi=True, pauses_on_full_disk=True, volumes=4),
+    # Debian's kernel has NR_CPUS=1, and ubd0 to ubd7.
+    "paravirtual": Abilities(given_kernel=True, vcpus=1, volumes=8),
+    "hvm": Abilities(screenshot=True, own_boot_loader=True, given_kernel=True, dmi=True, pauses_on_full_disk=True),
+}
 
 
 def way(generation: Generation, accelerator: str) -> Way:

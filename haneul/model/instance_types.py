@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from haneul.model.generation import MOST_VOLUMES, WAYS, Generation, VirtualizationType
+from haneul.model.generation import ABILITIES, WAYS, Generation, VirtualizationType
 
 #: size -> vCPUs of a type of the given size in the families that scale by powers of two.
 _LARGE = {
@@ -126,7 +126,7 @@ class InstanceType:
     @property
     def most_volumes(self) -> int | None:
         """None where the generation sets no bound."""
-        return MOST_VOLUMES.get(self.generation)
+        return ABILITIES[self.generation].volumes
 
     @property
     def cores(self) -> int:

@@ -1,8 +1,9 @@
-"""The contract of `MachineDriver`, over the fake and over QEMU with the tiny image."""
+"""The contract of `MachineDriver`, over the fake, QEMU (every device emulated; fast devices) and User-mode Linux."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from haneul.drivers.qcow2 import Qcow2Disks, virtual_size
 from haneul.drivers.qemu import QemuEngine
 from haneul.drivers.uml import UmlEngine, missing
 from haneul.model.assignment import DiskSpec, MachineReport, MachineSpec
+from haneul.model.generation import ABILITIES, parse
 
 IMAGES = Path(os.environ.get("HANEUL_TEST_IMAGES", "/var/lib/haneul/images"))
 
@@ -305,3 +307,74 @@ async def test_a_guest_that_does_not_hear_is_cut_at_the_deadline(server: Server)
     stop = replace(server.spec, power="stopped", stop_seconds=1)
     off = await _until(lambda: server.machines.ensure_stopped(stop), lambda report: report.power == "off")
     assert off.cause == "ordered"
+
+
+@_async
+async def test_what_its_generation_can_do_is_what_is_declared(server: Server) -> None:
+    if not isinstance(server.machines, Machines):
+        pytest.skip("the fake can do what nobody has to")
+    able = ABILITIES[parse([server.spec.generation])[0]]
+    await _run(server)
+    if able.screenshot:
+        assert (await server.machines.screenshot(server.spec.instance_id)).startswith(b"\x89PNG")
+    else:
+        with pytest.raises(DriverError):
+            await server.machines.screenshot(server.spec.instance_id)
+    console = server.machines.places(server.spec.instance_id).console
+
+    async def said() -> bytes:
+        return await server.machines.console_output(server.spec.instance_id)
+
+    if able.given_kernel:
+        async with asyncio.timeout(120):
+            while b"haneul-tiny" not in await said():
+                await asyncio.sleep(0.1)
+    assert console.is_socket()
+    most = able.volumes
+    if most is not None:
+        many = tuple(replace(server.spec.disks[0], volume_id=f"vol-{number:017x}") for number in range(most + 1))
+        with pytest.raises(DriverError):
+            await _run(server, replace(server.spec, instance_id="i-0123456789abcdef1", disks=many))
+
+
+@_async
+async def test_an_orderly_stop_is_heard_by_a_guest_that_is_up(server: Server) -> None:
+    """Its shutdown is its own; only the paravirtual guest is up soon enough for a test of every driver."""
+    if server.spec.generation != "paravirtual" or not isinstance(server.machines, Machines):
+        pytest.skip("system tests show it")
+    await _run(server)
+    async with asyncio.timeout(60):
+        while b"haneul-tiny: ready" not in await server.machines.console_output(server.spec.instance_id):
+            await asyncio.sleep(0.05)
+    stop = replace(server.spec, power="stopped", stop_seconds=50)
+    off = await _until(lambda: server.machines.ensure_stopped(stop), lambda report: report.power == "off")
+    assert off.cause == "ordered"
+    said = await server.machines.console_output(server.spec.instance_id)
+    assert b"The system is going down" in said
+    reboot = replace(server.spec, boot_count=3)
+    await _run(server, replace(server.spec, boot_count=2))
+    again = await _until(lambda: server.machines.ensure_running(reboot, {}), lambda report: report.boot_count == 3)
+    assert again.power == "running"
+
+
+@_async
+async def test_nothing_of_a_machine_is_left_in_the_server(server: Server) -> None:
+    """No process of its uid, no mount of its disks."""
+    if not isinstance(server.machines, Machines):
+        pytest.skip("the fake has no processes")
+    await _run(server)
+    uid = int(server.machines.places(server.spec.instance_id).uid.read_text())
+    assert _processes(uid)
+    await server.machines.ensure_absent(server.spec.instance_id)
+    assert not _processes(uid)
+    assert "exports" not in Path("/proc/self/mountinfo").read_text()
+
+
+def _processes(uid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_uid == uid:
+                    found.append(int(path.name))
+    return found

@@ -17,6 +17,11 @@ def test_the_table_of_operations_is_true_and_every_operation_is_shown() -> None:
     assert not unshown, unshown
 
 
+def test_the_page_of_generations_is_true() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "generations"))["page"]()
+    assert (ROOT / "docs" / "generations.md").read_text() == made, "run `make docs`"
+
+
 def test_the_table_of_generations_is_the_models() -> None:
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
     for one in WAYS.values():
