@@ -100,14 +100,18 @@ def command(
 
 
 def probe(spec: MachineSpec, places: Places, filter_fd: int) -> list[str]:
-    """A machine without disks that boots `initrd` of its folder."""
-    return _machine(spec.instance_id, places, [], [], filter_fd, _kernel(spec, True, filter_fd, "/machine/initrd"))
+    """A machine without disks that boots `initrd` of its folder, and ends with its starter."""
+    words = _machine(spec.instance_id, places, [], [], filter_fd, _kernel(spec, True, filter_fd, "/machine/initrd"))
+    return [words[0], "--die-with-parent", *words[1:]]
 
 
 def _machine(
     name: str, places: Places, disks: list[Disk], taps: list[int], filter_fd: int, kernel: list[str]
 ) -> list[str]:
-    """The outer sandbox."""
+    """The outer sandbox. The supervisor is its first process: with it ends everything in there, and with nothing else.
+
+    Without `--die-with-parent`, that is: who starts a machine may end, and the machine goes on.
+    """
     life = {
         "disks": [f"/disks/{index}" for index in range(len(disks))],
         "taps": taps,
@@ -121,7 +125,7 @@ def _machine(
         if disk.base is not None:
             bound += ["--ro-bind", str(disk.base), str(disk.base)]
     return [
-        "bwrap", "--die-with-parent", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-net",
+        "bwrap", "--as-pid-1", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-net",
         "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", name,
         # In its own user namespace: to serve the exports and to make the kernel's sandbox.
         "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP", "--cap-add", "CAP_NET_ADMIN",
