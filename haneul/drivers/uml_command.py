@@ -101,7 +101,9 @@ def command(
 
 def probe(spec: MachineSpec, places: Places, filter_fd: int) -> list[str]:
     """A machine without disks that boots `initrd` of its folder."""
-    return _machine(spec.instance_id, places, [], [], filter_fd, _kernel(spec, True, filter_fd, "/machine/initrd"))
+    words = _machine(spec.instance_id, places, [], [], filter_fd, _kernel(spec, True, filter_fd, "/machine/initrd"))
+    # A machine outlives haneul, a probe does not.
+    return [words[0], "--die-with-parent", *words[1:]]
 
 
 def _machine(
@@ -121,7 +123,7 @@ def _machine(
         if disk.base is not None:
             bound += ["--ro-bind", str(disk.base), str(disk.base)]
     return [
-        "bwrap", "--die-with-parent", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-net",
+        "bwrap", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-net",
         "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", name,
         # In its own user namespace: to serve the exports and to make the kernel's sandbox.
         "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP", "--cap-add", "CAP_NET_ADMIN",
