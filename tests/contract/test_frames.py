@@ -152,7 +152,12 @@ def test_who_took_a_qemu_over_gives_its_port_anothers_mac_in_vain(any_world: Wor
     for mac in (found.b.mac, found.c.mac, found.a.gateway_mac, found.c.gateway_mac, found.a.mac, "06:00:00:00:00:99"):
         for _ in range(2):
             _become(found.a.descriptor, mac)
-            for request, value in ((_TUNSETCARRIER, 0), (_TUNSETCARRIER, 1), (_TUNSETOWNER, 1), (_TUNSETSNDBUF, 1 << 30)):
+            for request, value in (
+                (_TUNSETCARRIER, 0),
+                (_TUNSETCARRIER, 1),
+                (_TUNSETOWNER, 1),
+                (_TUNSETSNDBUF, 1 << 30),
+            ):
                 fcntl.ioctl(found.a.descriptor, request, struct.pack("I", value))
             for victim in (found.b, found.c):
                 for frame in _claims(found.a, victim.mac, victim.address):
