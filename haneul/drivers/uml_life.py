@@ -78,7 +78,7 @@ def listen(path: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
         os.unlink(path)
     found = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     found.bind(path)
-    found.listen(8)
+    found.listen(128)
     return found
 
 

@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,13 +24,14 @@ from typing import Any
 import pytest
 
 from haneul import seccomp
-from haneul.drivers import locks, uml, uml_command
+from haneul.drivers import locks, uml, uml_command, uml_life
 from haneul.drivers.engine import Boot, Launch
+from haneul.drivers.interface import DriverError
 from haneul.drivers.machines import Machines
-from haneul.drivers.places import Places
+from haneul.drivers.places import Places, confined
 from haneul.drivers.qcow2 import Qcow2Disks
 from haneul.drivers.uml import UmlEngine
-from haneul.model.assignment import DiskSpec, MachineReport, MachineSpec
+from haneul.model.assignment import DiskSpec, MachineReport, MachineSpec, NicSpec
 from tests.contract import test_machines
 
 IMAGES = test_machines.IMAGES
@@ -56,7 +58,8 @@ def in_the_kernels_place(launch: Launch, source: str, given: object) -> Launch:
 class Hostile(UmlEngine):
     """What it starts has `source` where the guest's kernel should be."""
 
-    source, given = "", dict[str, Any]()
+    source = ""
+    given: object = None
 
     def launch(self, boot: Boot) -> Launch:
         launch = super().launch(boot)
@@ -133,7 +136,7 @@ def house() -> Iterator[House]:
     first_uid = 0x6F000000 + os.getpid() % 4096 * 16
     machines = Machines(directory / "instances", disks.file, first_uid, {"paravirtual": engine}, lambda: None)
     found = House(directory, disks, machines, engine)
-    asyncio.run(found.run(found.victim))
+    asyncio.run(_until_it_is_up(found, found.victim))
     yield found
     for one in (SPEC, found.victim):
         asyncio.run(machines.ensure_absent(one.instance_id))
@@ -162,9 +165,9 @@ def _listening() -> Iterator[list[str]]:
             one = stack.enter_context(socket.socket(socket.AF_UNIX))
             one.bind(name)
             one.listen()
+        stack.callback(Path(path).unlink)
         Path(path).chmod(0o777)
         yield names
-        Path(path).unlink()
 
 
 def _targets(house: House, doors: list[str]) -> dict[str, Any]:
@@ -430,3 +433,180 @@ def test_what_hangs_is_cut(machine: House, part: str) -> None:
         _nothing_is_left(machine)
 
     asyncio.run(hang())
+
+
+# --- hostile words, to the supervisor ---------------------------------------------------------------------
+
+
+async def _still_serves(house: House, spec: MachineSpec = SPEC) -> None:
+    """Within two seconds; a connection that nobody has taken yet is tried again."""
+    async with asyncio.timeout(2):
+        while True:
+            with contextlib.suppress(DriverError):
+                assert await house.machines._qmp(house.places(spec), "query-status")
+                return
+
+
+def _connected(path: Path) -> socket.socket:
+    one = socket.socket(socket.AF_UNIX)
+    one.settimeout(2)
+    with contextlib.suppress(BlockingIOError):
+        one.connect(str(path))
+    return one
+
+
+def _say(path: Path, text: bytes) -> None:
+    """All of it, or until it is not listened to any more; the answers are not read."""
+    with _connected(path) as one, contextlib.suppress(OSError):
+        one.settimeout(1)
+        one.sendall(text)
+
+
+#: Nobody's order: junk, halves, what Python's parser of JSON may stumble over.
+WORDS = [
+    b"\0" * 100, b"\xff\xfe" * 50, b"{", b'{"execute":', b"[" * 60000, b'{"a":' * 12000, b"[]", b"1", b'"quit"', b"null",
+    b'{"execute": {"quit": 1}}', b'{"execute": ["quit"]}', b'{"execute": null, "id": 1}', b'{"quit": "execute"}',
+    b'{"execute": "quits"}', b'{"execute": "' + b"x" * 70000 + b'"}', b"9" * 60000, b'{"execute": "x", "id": NaN}',
+    b'{"execute": "x", "id": "\\ud800"}', b" " * 200000, b'{"execute": "query-status"}' * 50000, bytes(range(256)) * 1000,
+    b'{"execute": "screendump", "arguments": {"filename": "/etc/passwd"}}', b'{"execute": "query-status", "id": ' + b"[" * 900 + b"]" * 900 + b"}",
+]  # fmt: skip
+
+
+def test_hostile_words_do_not_end_or_hold_a_machine(machine: House, record_tally: Tally) -> None:
+    asyncio.run(_until_it_is_up(machine))
+    places, connections = machine.places(), []
+    for path in (places.qmp, places.console):
+        for _ in range(500):
+            with contextlib.suppress(OSError):
+                connections.append(_connected(path))
+        asyncio.run(_still_serves(machine))
+        for words in WORDS:
+            _say(path, words)
+        asyncio.run(_still_serves(machine))
+    for one in connections:
+        one.close()
+    assert asyncio.run(machine.machines.observe())[SPEC.instance_id].power == "running"
+    assert asyncio.run(machine.run()).power == "running"
+    tried = len(connections) + 2 * len(WORDS)
+    record_tally(f"connections to a machine's sockets with hostile words or none: {tried}; it ran on, and answered")
+
+
+def test_another_machines_uid_does_not_reach_them(machine: House) -> None:
+    asyncio.run(machine.run())
+    places = machine.places()
+    for path in (places.qmp, places.console):
+        words = ["import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])", str(path)]
+        done = subprocess.run(
+            confined(machine.uid(machine.victim), [], [uml_command.PYTHON, "-I", "-c", *words]),
+            capture_output=True,
+            check=False,
+        )
+        assert b"PermissionError" in done.stderr
+
+
+# --- hostile words, from the kernel's place ---------------------------------------------------------------
+
+NIC = NicSpec("eni-0123456789abcdef0", "vpc-0", "subnet-0", "06:00:00:00:00:01", "10.0.0.10")
+WITH_NIC = replace(SPEC, nics=(NIC,))
+
+#: It says all that it can as fast as it can, hears nothing, and sits where the supervisor would put a name.
+_FLOOD = """
+import json, os, socket, sys
+text, console = json.loads(sys.argv[1]).encode(), int(sys.argv[2])
+os.mkdir("/uml/m")
+deaf = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+deaf.bind("/uml/m/mconsole")
+def line():
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one.connect("/uml/net0")
+    return one
+if not os.fork():
+    while True: os.write(console, b"flood" * 10000)
+if not os.fork():
+    while True: os.write(1, text * 1000)
+if not os.fork():
+    while True: line()
+held = line()
+os.mkdir("/uml/guest0")
+while True:
+    try: held.send(os.urandom(1500))
+    except OSError: held = line()
+"""
+
+
+@pytest.mark.parametrize(("text", "order"), [("Core dump limits :", "query-status"), ("what?", "system_powerdown")])
+def test_a_flood_from_the_kernels_place_holds_nobody_up(
+    machine: House, text: str, order: str, record_tally: Tally
+) -> None:
+    """What it says is bounded where it is kept, and orders are heard meanwhile. (The first text is what a start begins with.)"""
+    machine.engine.source, machine.engine.given = _FLOOD, text
+    here, tap = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stop = threading.Event()
+    hearer = threading.Thread(target=_hear, args=(here, stop))
+    hearer.start()
+    try:
+        longest, asked = asyncio.run(_order(machine, here, tap, order))
+    finally:
+        stop.set()
+        hearer.join()
+        here.close()
+        tap.close()
+    assert longest < 2 and asked > 20
+    _nothing_is_left(machine)
+    record_tally(f"orders to a machine in a flood: {asked}, all heard, the slowest in {longest:.1f} s")
+
+
+def _hear(here: socket.socket, stop: threading.Event) -> None:
+    here.settimeout(0.2)
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            here.recv(70000)
+
+
+async def _order(house: House, here: socket.socket, tap: socket.socket, order: str) -> tuple[float, int]:
+    """The longest that one took, and how many were heard."""
+    await house.run(WITH_NIC, {NIC.interface_id: tap.fileno()})
+    places, longest, asked, until = house.places(), 0.0, 0, time.monotonic() + 3
+    while time.monotonic() < until:
+        began = time.monotonic()
+        await house.machines._qmp(places, order)
+        longest, asked = max(longest, time.monotonic() - began), asked + 1
+        with contextlib.suppress(BlockingIOError):
+            here.send(bytes(10) + b"to the guest" * 100, socket.MSG_DONTWAIT)
+        for path in (places.console_log, places.events):
+            assert path.stat().st_size < uml_life.MOST_LOG + (1 << 20)
+    assert (await house.cut()).cause == "ordered"
+    return longest, asked
+
+
+_ECHO = """
+import os, socket
+one = None
+for _ in range(300):
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one.bind("/uml/guest0")
+    one.connect("/uml/net0")
+    while True:
+        try: os.unlink("/uml/guest0")
+        except FileNotFoundError: break
+one.send(b"ready")
+while True: one.send(one.recv(70000))
+"""
+
+
+def test_the_relay_carries_frames_as_they_are(machine: House, record_tally: Tally) -> None:
+    """Up to the longest, without what a tap says before each; and to whoever has connected last."""
+    machine.engine.source, machine.engine.given = _ECHO, {}
+    here, tap = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here.settimeout(10)
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    with here:
+        with tap:
+            asyncio.run(machine.run(WITH_NIC, {NIC.interface_id: tap.fileno()}))
+        assert here.recv(70000) == bytes(10) + b"ready"
+        sizes = [*range(1, 80), *range(1500, 1530), 4095, 4096, 4097, 9000, 16384, 65535, 65536]
+        for size in sizes:
+            frame = os.urandom(size)
+            here.send(b"\x01" * 10 + frame)
+            assert here.recv(70000) == bytes(10) + frame, size
+    record_tally(f"frames through the relay: {2 * len(sizes)}, each as it was, after 300 connections")
