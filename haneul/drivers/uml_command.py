@@ -105,8 +105,9 @@ def kernel_arguments(spec: MachineSpec, first: bool) -> list[str]:
     """The guest kernel's command line. `first`: the file system is known to be clean, so it may be writable at once."""
     arguments = [f"mem={spec.memory_mib}M"]
     arguments += [f"ubd{index}=/exports/{index}" for index in range(len(spec.disks))]
+    # Without a name of its own (`src`): a second connection would find it taken, and a driver that failed once fails for ever.
     arguments += [
-        f"vec{index}:transport=bess,dst=/uml/net{index},src=/uml/guest{index},depth=64,gro=1,mac={nic.mac}"
+        f"vec{index}:transport=bess,dst=/uml/net{index},depth=64,gro=1,mac={nic.mac}"
         for index, nic in enumerate(spec.nics)
     ]
     arguments += ["con=null", "con0=null", "ssl=null", "ssl0=fd:@CONSOLE@,fd:@CONSOLE@", "console=ttyS0"]

@@ -338,9 +338,6 @@ class Life:
             connection, _ = server.accept()
         except OSError:
             return
-        # The guest's driver binds its own end to a name, and could not a second time while that is there.
-        with contextlib.suppress(OSError):
-            os.unlink(f"/uml/guest{index}")
         self.unlink(index)
         connection.setblocking(False)
         self.links[index] = connection
