@@ -21,6 +21,7 @@ from typing import Any
 from haneul.errors import SettingsError
 from haneul.images import recipes
 from haneul.model import generation
+from haneul.model.generation import Generation
 from haneul.model.image import CatalogueImage
 
 Say = Callable[[str], None]
@@ -34,14 +35,22 @@ _LEFT = (".building-", ".old-", ".gone-", ".lock-")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an image is made. `size_gib` is the least size of its root volumes, `user` who logs in."""
+    """How an image is made. `size_gib` is the least size of its root volumes, `user` who logs in.
+
+    `generations` are those that the image has drivers for: paravirtual brings its own kernel.
+    """
 
     name: str
     description: str
     size_gib: int
     user: str
     build: Callable[[Path, Path, Say], None]
+    generations: tuple[Generation, ...] = generation.GENERATIONS
     default: bool = False
+
+
+#: Debian's cloud kernel has no driver of an emulated network card.
+_CLOUD_KERNEL: tuple[Generation, ...] = ("paravirtual", "hvm")
 
 
 RECIPES = {
@@ -53,9 +62,24 @@ RECIPES = {
             8,
             "admin",
             recipes.build_debian,
+            _CLOUD_KERNEL,
             default=True,
         ),
-        Recipe("tiny", "busybox and dropbear, for many guests and fast tests", 1, "root", recipes.build_tiny),
+        Recipe(
+            "tiny",
+            "busybox and dropbear, for many guests and fast tests",
+            1,
+            "root",
+            recipes.build_tiny,
+            _CLOUD_KERNEL,
+        ),
+        Recipe(
+            "tiny-generic",
+            "tiny with drivers of emulated devices: boots under every generation",
+            1,
+            "root",
+            recipes.build_tiny_generic,
+        ),
     )
 }
 DEFAULT = next(one.name for one in RECIPES.values() if one.default)
@@ -201,7 +225,12 @@ def check_name(name: str) -> None:
 
 def _by_recipe(recipe: Recipe, work: Path, output: Path, say: Say) -> dict[str, Any]:
     recipe.build(work, output, say)
-    return {"description": recipe.description, "size_gib": recipe.size_gib, "user": recipe.user}
+    return {
+        "description": recipe.description,
+        "size_gib": recipe.size_gib,
+        "user": recipe.user,
+        "generations": list(recipe.generations),
+    }
 
 
 def _to_disk(path: Path) -> None:
