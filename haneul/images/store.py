@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from haneul.errors import SettingsError
-from haneul.images import recipes
+from haneul.images import lab, recipes
 from haneul.model import generation
 from haneul.model.generation import Generation
 from haneul.model.image import CatalogueImage
@@ -64,6 +65,20 @@ RECIPES = {
             recipes.build_debian,
             _CLOUD_KERNEL,
             default=True,
+        ),
+        Recipe(
+            "debian-12-generic",
+            "Debian 12 (bookworm) with the kernel for all machines: boots under every generation",
+            8,
+            "admin",
+            recipes.build_debian_generic,
+        ),
+        Recipe(
+            "debian-12-lab",
+            "Debian 12 (bookworm) for `haneul compare`: debian-12-generic with programs that measure",
+            8,
+            "admin",
+            lab.build_debian_lab,
         ),
         Recipe(
             "tiny",
@@ -142,8 +157,8 @@ class ImageStore:
         try:
             about = {"architecture": "x86_64"} | fill(work, output) | {"created": int(time.time())}
             (output / "image.json").write_text(json.dumps(about, indent=2) + "\n")
-            for path in (output, *output.iterdir()):
-                path.chmod(0o755 if path.is_dir() else 0o644)
+            for path in (output, *output.rglob("*")):
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
                 _to_disk(path)
             old, target = self.directory / f".old-{name}", self.directory / name
             if target.exists():
