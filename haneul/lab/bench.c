@@ -4,6 +4,7 @@
  *     gcc -O2 -static -o haneul-bench bench.c
  *     haneul-bench WORKLOAD [--seconds S] [--samples N]      one JSON line
  *     haneul-bench list                                      the workloads, one a line
+ *     haneul-bench command [--seconds S] [--samples N] -- PROGRAM ARGUMENT...      how long a program runs
  *     haneul-bench tcp-echo PORT                             serves one connection of tcp-latency
  *     haneul-bench tcp-latency ADDRESS PORT [--seconds S] [--samples N]
  *
@@ -485,6 +486,30 @@ static void report(const struct workload *workload, double *samples, int count, 
            (unsigned long long)iterations, seconds, (unsigned long long)sink, VERSION);
 }
 
+/* Runs a program again and again, for about `seconds`, at least once and at most `count` times. */
+static void measure_command(char **arguments, double seconds, int count)
+{
+    static const struct workload command = {"command", "s", 1, 1, 0, NULL, NULL};
+    double samples[MOST_SAMPLES], began = now();
+    int made = 0;
+    do {
+        double start = now();
+        pid_t child = fork();
+        if (child < 0)
+            fail("fork");
+        if (child == 0) {
+            int nothing = open("/dev/null", O_RDWR);
+            dup2(nothing, 0);
+            dup2(nothing, 1);
+            execv(arguments[0], arguments);
+            fail(arguments[0]);
+        }
+        wait_for(child);
+        samples[made++] = now() - start;
+    } while (made < count && now() - began < seconds);
+    report(&command, samples, made, 1, now() - began);
+}
+
 static void measure(const struct workload *workload, double seconds, int count)
 {
     double samples[MOST_SAMPLES], began;
@@ -533,44 +558,65 @@ static void pin(void)
         }
 }
 
+/* What was asked for. `rest` is what stands behind the options. */
+struct request {
+    double seconds;
+    int samples;
+    char **rest;
+};
+
+static struct request options(char **arguments)
+{
+    struct request asked = {1.0, 5, NULL};
+    while (arguments[0] != NULL && arguments[1] != NULL && strcmp(arguments[0], "--") != 0) {
+        if (strcmp(arguments[0], "--seconds") == 0)
+            asked.seconds = atof(arguments[1]);
+        else if (strcmp(arguments[0], "--samples") == 0)
+            asked.samples = atoi(arguments[1]);
+        else
+            exit(usage());
+        arguments += 2;
+    }
+    if (arguments[0] != NULL && strcmp(arguments[0], "--") == 0)
+        arguments++;
+    if (!(asked.seconds > 0) || asked.samples < 1 || asked.samples > MOST_SAMPLES)
+        exit(usage());
+    asked.rest = arguments;
+    return asked;
+}
+
 int main(int count, char **arguments)
 {
-    double seconds = 1.0;
-    int samples = 5, at = 2;
-    const struct workload *workload;
-    if (count < 2)
-        return usage();
-    if (strcmp(arguments[1], "true") == 0)
+    const char *name = count > 1 ? arguments[1] : "";
+    const struct workload *workload = find(name);
+    struct request asked;
+    /* Sleeps may end up to 50 us later otherwise, so that a processor wakes up less often. */
+    prctl(PR_SET_TIMERSLACK, 1UL);
+    if (strcmp(name, "true") == 0)
         return 0;
-    if (strcmp(arguments[1], "list") == 0) {
+    if (strcmp(name, "list") == 0) {
         for (size_t i = 0; i < sizeof WORKLOADS / sizeof *WORKLOADS; i++)
             printf("%s\n", WORKLOADS[i].name);
         return 0;
     }
-    if (strcmp(arguments[1], "tcp-echo") == 0)
-        return count == 3 ? tcp_echo((uint16_t)atoi(arguments[2])) : usage();
-    workload = find(arguments[1]);
-    if (workload == NULL)
-        return usage();
-    if (workload->run == tcp_latency) {
-        if (count < 4)
+    if (strcmp(name, "tcp-echo") == 0 && count == 3)
+        return tcp_echo((uint16_t)atoi(arguments[2]));
+    if (strcmp(name, "command") == 0) {
+        asked = options(arguments + 2);
+        if (asked.rest[0] == NULL)
             return usage();
-        tcp_connect(arguments[2], (uint16_t)atoi(arguments[3]));
-        at = 4;
+        pin();
+        measure_command(asked.rest, asked.seconds, asked.samples);
+        return 0;
     }
-    for (; at + 1 < count; at += 2) {
-        if (strcmp(arguments[at], "--seconds") == 0)
-            seconds = atof(arguments[at + 1]);
-        else if (strcmp(arguments[at], "--samples") == 0)
-            samples = atoi(arguments[at + 1]);
-        else
-            return usage();
-    }
-    if (at != count || !(seconds > 0) || samples < 1 || samples > MOST_SAMPLES)
+    if (workload == NULL || (workload->run == tcp_latency && count < 4))
         return usage();
-    /* Sleeps may end up to 50 us later otherwise, so that a processor wakes up less often. */
-    prctl(PR_SET_TIMERSLACK, 1UL);
+    asked = options(arguments + (workload->run == tcp_latency ? 4 : 2));
+    if (asked.rest[0] != NULL)
+        return usage();
     pin();
-    measure(workload, seconds, samples);
+    if (workload->run == tcp_latency)
+        tcp_connect(arguments[2], (uint16_t)atoi(arguments[3]));
+    measure(workload, asked.seconds, asked.samples);
     return 0;
 }
