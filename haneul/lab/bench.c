@@ -590,10 +590,10 @@ int main(int count, char **arguments)
     const char *name = count > 1 ? arguments[1] : "";
     const struct workload *workload = find(name);
     struct request asked;
-    /* Sleeps may end up to 50 us later otherwise, so that a processor wakes up less often. */
-    prctl(PR_SET_TIMERSLACK, 1UL);
     if (strcmp(name, "true") == 0)
         return 0;
+    /* Sleeps may end up to 50 us later otherwise, so that a processor wakes up less often. */
+    prctl(PR_SET_TIMERSLACK, 1UL);
     if (strcmp(name, "list") == 0) {
         for (size_t i = 0; i < sizeof WORKLOADS / sizeof *WORKLOADS; i++)
             printf("%s\n", WORKLOADS[i].name);

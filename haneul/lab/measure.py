@@ -1,0 +1,87 @@
+"""One workload in one place: the command, its answer, and whether the server was quiet meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from haneul.lab import workloads
+from haneul.lab.places import Place, PlaceError, Server, missing_tools
+from haneul.lab.results import Measurement, Subject
+from haneul.lab.workloads import WORKLOADS, Reading, Unreadable, Workload
+from haneul.model.generation import Way
+
+#: How long the other end of a network workload may take to listen.
+LISTEN_SECONDS = 20.0
+
+
+@dataclass
+class Meter:
+    """Measures, and keeps what the fixed loop took after the last measurement: that is what it takes before the next one."""
+
+    server: Server
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _loop: float = 0.0
+
+    def measure(self, subject: Subject, way: Way, name: str, run: int, place: Place) -> Measurement:
+        """What fails is a measurement too, with its reason."""
+        workload = WORKLOADS[name]
+        at = self.clock().isoformat(timespec="seconds")
+        absent = missing_tools(name, place.tools) or (
+            missing_tools(name, self.server.tools) if workload.is_network else []
+        )
+        if absent:
+            where = "on the server" if place is self.server else "in the guest"
+            return Measurement(subject, way, name, run, at, error=f"no {', '.join(absent)} {where}")
+        before = self._loop or self.fixed_loop()
+        try:
+            words, reading = self._run(workload, place)
+        except (PlaceError, Unreadable) as error:
+            self._loop = 0.0
+            return Measurement(subject, way, name, run, at, error=str(error))
+        self._loop = after = self.fixed_loop()
+        return Measurement(
+            subject, way, name, run, at, reading.samples, "", before, after, tuple(words), (), reading.raw
+        )  # fmt: skip
+
+    def fixed_loop(self) -> float:
+        """How long a loop of integers takes on the server now, in ns; 0 if that cannot be found out."""
+        if "bench" not in self.server.tools:
+            return 0.0
+        words = [*self.server.tools["bench"], "integer", "--seconds", "0.2", "--samples", "3"]
+        with contextlib.suppress(PlaceError, Unreadable):
+            return sorted(workloads.read_bench(self.server.run(words, 30)).samples)[1]
+        return 0.0
+
+    def rested(self) -> None:
+        """Something else happened since the last measurement."""
+        self._loop = 0.0
+
+    def _run(self, workload: Workload, place: Place) -> tuple[list[str], Reading]:
+        if workload.is_network:
+            return self._over_network(workload, place)
+        words = workload.on_server if place is self.server and workload.on_server else workload.words
+        command = workloads.command(words, place.tools, {"file": place.file})
+        try:
+            return command, workload.read(place.run(command, workload.seconds))
+        finally:
+            if "{file}" in " ".join(words):
+                with contextlib.suppress(PlaceError):
+                    place.run(["rm", "-f", place.file], 60)
+
+    def _over_network(self, workload: Workload, place: Place) -> tuple[list[str], Reading]:
+        """The other end serves one client and ends."""
+        values = {"address": place.address, "port": str(place.port(workload.port))}
+        command = workloads.command(workload.words, self.server.tools, values)
+        deadline = time.monotonic() + LISTEN_SECONDS
+        with place.serve(workloads.command(workload.serving, place.tools, values)):
+            while True:
+                try:
+                    return command, workload.read(self.server.run_anywhere(command, 60))
+                except PlaceError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.3)
