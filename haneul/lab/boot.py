@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from haneul.lab.results import Phase
 
 #: In this order. `firmware` is what comes before the guest's kernel: firmware and boot loader, or an image that is unpacked.
+#: `guest` are several parts of a guest's boot that could not be told apart.
 PHASES = ("api", "server", "firmware", "kernel", "services", "login")
 
 
@@ -40,14 +41,15 @@ def phases(moments: Moments) -> tuple[Phase, ...]:
         strict=True,
     )
     found: list[Phase] = []
-    began = 0.0
+    began, joined = 0.0, False
     for name, moment in ends:
         if moment is None:
+            joined = True
             continue
         # Two clocks are never quite the same.
         ended = max(moment - moments.asked, began)
-        found.append(Phase(name, began, ended))
-        began = ended
+        found.append(Phase("guest" if joined else name, began, ended))
+        began, joined = ended, False
     return tuple(found)
 
 

@@ -33,7 +33,7 @@ LOOKS: dict[Way, Look] = {
     "hvm": Look("#2468b4", "#1d5698", "circle"),
 }
 PHASE_COLOURS: dict[str, str] = {
-    "api": "#475569", "server": "#94a3b8", "firmware": "#b07aa1", "kernel": "#e0a030", "services": "#4e89c4", "login": "#5aa88f",
+    "api": "#475569", "server": "#94a3b8", "firmware": "#b07aa1", "kernel": "#e0a030", "services": "#4e89c4", "guest": "#6f83b6", "login": "#5aa88f",
 }  # fmt: skip
 
 # --- slowdown ------------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def _within(
         return Agreement(CLAIM[claim], source, "unmeasured")
     outside = [one for one in found if not least <= one.value <= most]
     names = list(dict.fromkeys(one.name for one in found))
-    here = FINDING["range"].of(
+    here = FINDING["range" if len(found) > 1 else "one"].of(
         low=times(min(one.value for one in found)),
         high=times(max(one.value for one in found)),
         what=joined([WORKLOAD[name] for name in names]) if len(names) < 6 else FINDING["many"].of(count=len(names)),

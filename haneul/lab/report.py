@@ -14,7 +14,7 @@ from haneul.lab import charts, costs, findings
 from haneul.lab.costs import Cost, Costs
 from haneul.lab.draw import Drawing, svg
 from haneul.lab.literature import PUBLISHED, Published
-from haneul.lab.numbers import amount, digits, times
+from haneul.lab.numbers import amount, times
 from haneul.lab.results import Found, Results
 from haneul.lab.statistics import QUIET
 from haneul.lab.style import SCRIPT, STYLE
@@ -131,7 +131,7 @@ def warnings(found: Costs, results: Results, virtualized: str) -> list[Text]:
         told.append(WARNING["guest"].of(what=virtualized))
     fallen = [one for one in results.found.values() if one.way == "emulated-fast"]
     if fallen:
-        told.append(WARNING["fallback"].of(note=fallen[0].why_emulated))
+        told.append(WARNING["fallback"])
     if "metal" not in found.ways:
         told.append(WARNING["no-metal"])
     if found.disturbed:
@@ -376,7 +376,9 @@ def _figure(way: Way, name: str, found: Costs) -> str:
 
 def _reach(cost: Cost, name: str) -> str:
     unit = WORKLOADS[name].unit
-    reach = f"{amount(cost.summary.low, unit)} – {amount(cost.summary.high, unit)}"
+    low, _, same_unit = amount(cost.summary.low, unit).partition(" ")
+    high = amount(cost.summary.high, unit)
+    reach = f"{low}–{high}" if high.endswith(f" {same_unit}") else f"{low} {same_unit} – {high}"
     return _tag("small", f"{reach}, n = {cost.summary.samples}")
 
 

@@ -67,9 +67,9 @@ dt small, h3 small { display: inline; }
 .scale { list-style: none; display: flex; gap: 0; padding: 0; margin: 10px 4px 0; font-size: 12px; }
 .scale li { flex: 1; text-align: center; padding: 2px 0; }
 .scale li:first-child { border-radius: 5px 0 0 5px; } .scale li:last-child { border-radius: 0 5px 5px 0; }
-.whys { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 6px 34px; }
-.why { border-left: 5px solid var(--way); padding: 0 0 0 16px; margin-top: 14px; }
-.why h3 { margin: 0 0 4px; } .why.metal { grid-column: 1 / -1; }
+.whys { columns: 2 420px; column-gap: 34px; }
+.why { border-left: 5px solid var(--way); padding: 0 0 0 16px; margin: 0 0 18px; break-inside: avoid; }
+.why h3 { margin: 0 0 4px; } .why.metal { column-span: all; }
 .why ul, #method ul { margin: 0; padding-left: 18px; font-size: 15px; }
 .why li, #method li { margin: 0 0 6px; }
 .verdict { white-space: nowrap; font-weight: 600; padding: 2px 9px; border-radius: 999px; font-size: 13.5px; }
@@ -87,7 +87,7 @@ span.absent { color: var(--faint); }
 .plain th { width: 200px; font-weight: 500; color: #3a4653; } .plain td { overflow-wrap: anywhere; }
 details { margin-top: 16px; } summary { cursor: pointer; color: var(--accent); }
 code { font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-@media (max-width: 620px) { .whys { grid-template-columns: 1fr; } section { padding: 18px 16px; } nav { position: static; width: max-content; margin: 12px 16px 0 auto; } }
+@media (max-width: 620px) { section { padding: 18px 16px; } nav { position: static; width: max-content; margin: 12px 16px 0 auto; } }
 @media print { body { background: #fff; } nav { display: none; } section { break-inside: avoid; border-color: #ccc; } svg { min-width: 0; } }
 """
 

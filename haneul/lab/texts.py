@@ -153,6 +153,7 @@ PHASE: dict[str, Text] = {
     "firmware": Text("firmware, boot loader", "펌웨어, 부트 로더"),
     "kernel": Text("kernel", "커널"),
     "services": Text("init and services", "init과 서비스"),
+    "guest": Text("the guest’s boot", "게스트 부팅"),
     "login": Text("first SSH login", "첫 SSH 로그인"),
 }
 
@@ -266,8 +267,8 @@ WARNING: dict[str, Text] = {
         "이 서버 자체가 가상 머신입니다({what}). 여기서 “베어메탈”은 haneul이 사용할 수 있는 서버를 뜻하며, 그 가상화 비용이 모든 값에 들어 있습니다.",
     ),
     "fallback": Text(
-        "There is no usable KVM here: HVM types ran emulated with fast devices, and are shown as such ({note}).",
-        "이 서버에서는 KVM을 쓸 수 없어 HVM 인스턴스가 virtio 장치를 쓰는 에뮬레이션으로 실행되었고, 그렇게 표시했습니다({note}).",
+        "There is no usable KVM here: HVM types ran emulated with fast devices, and are shown as such.",
+        "이 서버에서는 KVM을 쓸 수 없어 HVM 인스턴스가 virtio 장치를 쓰는 에뮬레이션으로 실행되었고, 그렇게 표시했습니다.",
     ),
     "disturbed": Text(
         "The server was not quiet: beside {disturbed} of {total} measurements a fixed loop took over {percent} % longer than usual.",
@@ -373,7 +374,7 @@ WHY: dict[str, Text] = {
     ),
     "fast-same": Text(
         "The processor is emulated as under “{name}”: computing ×{cpu}, system calls and processes ×{kernel}, memory ×{memory}.",
-        "프로세서는 “{name}”와 같은 방식으로 에뮬레이션됩니다. 연산 {cpu}배, 시스템 호출과 프로세스 {kernel}배, 메모리 {memory}배입니다.",
+        "프로세서는 “{name}”과 같은 방식으로 에뮬레이션됩니다. 연산 {cpu}배, 시스템 호출과 프로세스 {kernel}배, 메모리 {memory}배입니다.",
     ),
     "fast-disk": Text(
         "virtio puts requests into shared memory and rings once: sequential writes ×{write}, reads ×{read}.",
@@ -533,6 +534,7 @@ CLAIM: dict[str, Text] = {
 
 FINDING: dict[str, Text] = {
     "range": Text("×{low} to ×{high} ({what})", "{low}~{high}배({what})"),
+    "one": Text("×{low} ({what})", "{low}배({what})"),
     "many": Text("{count} workloads", "작업 {count}종"),
     "below": Text("less than said: {what}", "알려진 것보다 작음: {what}"),
     "above": Text("more than said: {what}", "알려진 것보다 큼: {what}"),
