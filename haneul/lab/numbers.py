@@ -11,6 +11,8 @@ def digits(value: float, count: int = 3) -> str:
         return "0" if value == 0 else str(value)
     places = count - 1 - math.floor(math.log10(abs(value)))
     rounded = round(value, places)
+    if abs(rounded) >= 10.0 ** (count - places):  # 9.96 has become 10.0, which is a digit more
+        places -= 1
     return f"{rounded:,.{max(places, 0)}f}"
 
 
@@ -18,7 +20,7 @@ def times(factor: float) -> str:
     """A ratio: 0.95, 1.04, 5.4, 58, 1,230."""
     if factor < 2:
         return f"{factor:.2f}"
-    return f"{factor:.1f}" if factor < 9.95 else digits(factor, 2 if factor < 99.5 else 3)
+    return f"{factor:.1f}" if factor < 9.95 else digits(factor, 2 if factor < 100 else 3)
 
 
 #: unit -> (what it is in the base, the base's names by size)

@@ -233,9 +233,18 @@ def colour(factor: float) -> tuple[str, str]:
         if place <= high:
             part = math.log(place / low) / math.log(high / low)
             red, green, blue = (round(a + (b - a) * part) for a, b in zip(one, other, strict=True))
-            light = 0.299 * red + 0.587 * green + 0.114 * blue
-            return f"#{red:02x}{green:02x}{blue:02x}", "#1f2933" if light > 140 else "#ffffff"
+            light = _luminance(red, green, blue)
+            # Ink or paper, whichever is further from it.
+            dark = (light + 0.05) / (_luminance(0x10, 0x16, 0x1C) + 0.05) > 1.05 / (light + 0.05)
+            return f"#{red:02x}{green:02x}{blue:02x}", "#10161c" if dark else "#ffffff"
     raise AssertionError(factor)
+
+
+def _luminance(*colours: int) -> float:
+    """How light a colour is (WCAG 2.1, "relative luminance")."""
+    parts = (one / 255 for one in colours)
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _coloured(factor: float | None) -> str:
