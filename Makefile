@@ -40,8 +40,9 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed  ## The table of operations
+docs: .venv/installed  ## The tables of operations and of generations
 	$(BIN)/python scripts/operations
+	$(BIN)/python scripts/generations
 
 lock: .venv/installed  ## Choose versions anew and write the requirements.lock files
 	$(BIN)/uv pip compile -q --upgrade --python-version 3.11 tests/clients/requirements.in --generate-hashes --universal --no-header -o tests/clients/requirements.lock

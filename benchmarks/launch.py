@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from haneul import identity  # noqa: E402
 from haneul.__main__ import RealParts, real_parts  # noqa: E402
 from haneul.config import load  # noqa: E402
-from haneul.drivers import qemu_command  # noqa: E402
+from haneul.drivers import machines  # noqa: E402
 from haneul.model.assignment import NicSpec  # noqa: E402
 from tests.system.conftest import Haneul, eventually  # noqa: E402
 
@@ -113,7 +113,7 @@ def by_hand(haneul: Haneul, parts: RealParts, instance: str, image: str, user: s
         part.replace(part.rpartition("fd=")[2], str(tap)) if part.startswith("tap,") else part for part in command
     ]
     reading, feed = os.pipe()
-    os.write(feed, qemu_command.CAPABILITIES.encode())
+    os.write(feed, machines.CAPABILITIES)
     began = time.monotonic()
     machine = subprocess.Popen(
         fields,

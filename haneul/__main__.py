@@ -15,8 +15,10 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
     from haneul.agent.agent import Drivers
     from haneul.backup import Machine
     from haneul.drivers.bridge import BridgeNetworks
+    from haneul.drivers.engine import Engine
     from haneul.drivers.fake import FakeMachines, World
+    from haneul.drivers.machines import Machines
     from haneul.drivers.metadata_process import MetadataProcess
     from haneul.drivers.qcow2 import Qcow2Disks
-    from haneul.drivers.qemu import QemuMachines
     from haneul.drivers.server import LinuxServer
     from haneul.identity import Identity
+    from haneul.model.generation import Generation
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +56,10 @@ PROGRAMS = {
     "mke2fs": "e2fsprogs",
     "bwrap": "bubblewrap",
     "setpriv": "util-linux",
+    "linux.uml": "user-mode-linux",
 }
+#: Without these there are fewer commands or generations, but a cloud.
+OPTIONAL = frozenset({"bwrap", "linux.uml"})
 
 
 def fake_drivers(world: World) -> Drivers:
@@ -66,7 +73,7 @@ def fake_drivers(world: World) -> Drivers:
 class RealParts:
     """The drivers of this server, by their concrete types: purging needs more than the interfaces have."""
 
-    machines: QemuMachines
+    machines: Machines
     disks: Qcow2Disks
     networks: BridgeNetworks
     metadata: MetadataProcess
@@ -82,21 +89,33 @@ class RealParts:
 
 def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -> RealParts:
     from haneul.drivers.bridge import BridgeNetworks
+    from haneul.drivers.machines import Machines
     from haneul.drivers.metadata_process import MetadataProcess
     from haneul.drivers.qcow2 import Qcow2Disks
-    from haneul.drivers.qemu import QemuMachines
-    from haneul.drivers.server import LinuxServer
+    from haneul.drivers.qemu import QemuEngine
+    from haneul.drivers.uml import UmlEngine
 
     data, images = settings.data, settings.image_directory
     # Namespaces and what lives in them go with a reboot: so does the folder that describes them.
     runtime = Path("/run") / f"haneul-{who.tag}"
     pool = who.pool if settings.public_pool == "auto" else settings.public_pool
-    server = LinuxServer(data / "kvm.json", images, settings.accelerator, changed)
+    server = _server(settings, who.first_uid, changed)
     disks = Qcow2Disks(data / "volumes", images)
-    machines = QemuMachines(data / "instances", disks.file, images, who.first_uid, server.accelerator, changed)
+    qemu = QemuEngine(images, server.accelerator)
+    engines: dict[str, Engine] = {"emulated": qemu, "hvm": qemu, "paravirtual": UmlEngine(images)}
+    machines = Machines(data / "instances", disks.file, who.first_uid, engines, changed)
     networks = BridgeNetworks(runtime, who.tag, pool, settings.uplink == "nat")
     metadata = MetadataProcess(runtime / "metadata", networks.namespace, lambda: [*machines.logs(), *networks.logs()])
     return RealParts(machines, disks, networks, metadata, server, runtime)
+
+
+def _server(settings: Settings, uid: int, changed: Callable[[], None]) -> LinuxServer:
+    """`uid` is one that no machine has: the probe of paravirtual machines runs as it."""
+    from haneul.drivers import uml
+    from haneul.drivers.server import LinuxServer
+
+    file, images = settings.data / "probes.json", settings.image_directory
+    return LinuxServer(file, images, settings.accelerator, changed, partial(uml.probe, settings.data, uid))
 
 
 def _make_drivers(settings: Settings, who: Identity) -> Callable[[Callable[[], None]], Drivers]:
@@ -117,8 +136,7 @@ def _check_machine(settings: Settings) -> None:
             "real virtual servers need root (namespaces, taps, a uid for each machine): use sudo, "
             "or HANEUL_DRIVERS=fake for a cloud without guests"
         )
-    # What only importing needs does not keep the cloud from starting.
-    needed = {program: package for program, package in PROGRAMS.items() if program != "bwrap"}
+    needed = {program: package for program, package in PROGRAMS.items() if program not in OPTIONAL}
     missing = [package for program, package in needed.items() if shutil.which(program) is None]
     if missing:
         raise SettingsError(f"packages are missing: {' '.join(missing)}; `make setup` installs them")
@@ -299,14 +317,7 @@ class Lifecycle(cli.Lifecycle):
         found.append(
             Finding("an image", default, f"looked into {images.directory}", "" if default else "haneul image build")
         )
-        found.append(_generation_hvm(settings))
-        emulated = Finding(
-            "emulated, fast devices (HVM types without KVM)",
-            shutil.which("qemu-system-x86_64") is not None,
-            "QEMU's TCG needs nothing of the CPU",
-            "",
-        )
-        return [*found, emulated]
+        return [*found, *asyncio.run(_generations(settings))]
 
 
 class _Server:
@@ -315,7 +326,7 @@ class _Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def _drivers(self) -> QemuMachines | FakeMachines:
+    def _drivers(self) -> Machines | FakeMachines:
         from haneul import identity
 
         if self._settings.drivers == "fake":
@@ -400,7 +411,7 @@ def _tune() -> None:
 
 
 def _outlive_machines(settings: Settings) -> None:
-    """When memory runs out, machines are to go first (`qemu_command.OOM_SCORE`), what serves all of them last."""
+    """When memory runs out, machines are to go first (`places.OOM_SCORE`), what serves all of them last."""
     if settings.drivers != "fake":
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("-500")
@@ -431,21 +442,37 @@ def _remove_all(data: Path) -> None:
 
 def _program(program: str, package: str) -> Finding:
     place = shutil.which(program)
-    return Finding(program, place is not None, place or "not in PATH", "" if place else f"apt-get install {package}")
+    advice = "" if place else f"apt-get install {package}"
+    return Finding(program, place is not None, place or "not in PATH", advice, program not in OPTIONAL)
 
 
-def _generation_hvm(settings: Settings) -> Finding:
-    images = settings.image_directory
-    from haneul.drivers.server import LinuxServer
+async def _generations(settings: Settings) -> list[Finding]:
+    """What this server offers, found out by booting a guest under each."""
+    from haneul import identity
+    from haneul.model import instance_types
+    from haneul.model.generation import WAYS
 
-    server = LinuxServer(settings.data / "kvm.json", images, settings.accelerator, lambda: None)
-    try:
-        why = asyncio.run(server.kvm())
-    except (DriverError, OSError) as error:
-        why = str(error)
-    how = why or "booted a tiny guest with it"
-    advice = why and "HVM types run emulated; for KVM: a CPU with VMX or SVM that this machine may use"
-    return Finding("HVM (KVM)", not why, how, advice)
+    if settings.drivers == "fake":
+        return [Finding(one.title, True, "fake drivers: nothing is booted", "") for one in WAYS.values()]
+    who = identity.load(settings.data)
+    uid = who.first_uid if who else identity.Identity(settings.data, 0).first_uid
+    server = _server(settings, uid, lambda: None)
+    asked: tuple[tuple[Generation, Callable[[], Awaitable[str]], str], ...] = (
+        ("emulated", server.emulated, "apt-get install qemu-system-x86; haneul image build"),
+        ("paravirtual", server.paravirtual, "apt-get install user-mode-linux qemu-utils bubblewrap; modprobe fuse"),
+        ("hvm", server.kvm, "a CPU with VMX or SVM that this machine may use; HVM types run emulated until then"),
+    )
+    found = []
+    for name, ask, advice in asked:
+        began = time.monotonic()
+        try:
+            why = await ask()
+        except (DriverError, OSError) as error:
+            why = str(error)
+        families = ", ".join(f"{one}.*" for one in instance_types.families(name))
+        how = why or f"booted a tiny guest ({time.monotonic() - began:.1f} s)"
+        found.append(Finding(f"{WAYS[name].title} ({families})", not why, how, why and advice, name == "emulated"))
+    return found
 
 
 def main() -> None:

@@ -33,12 +33,16 @@ SSH_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of `haneul doctor`: is it there, how was that found out, what to do about it."""
+    """One line of `haneul doctor`: is it there, how was that found out, what to do about it.
+
+    What is not `needed` makes more possible; without it virtual servers are launched all the same.
+    """
 
     name: str
     ok: bool
     how: str
     advice: str
+    needed: bool = True
 
 
 class Lifecycle(Protocol):
@@ -283,10 +287,6 @@ def status(as_json: Json = False) -> None:
         raise typer.Exit(NO)
 
 
-def _virtualized(accelerator: str) -> str:
-    return {"tcg": "emulated (TCG), virtio devices", "kvm": "HVM (KVM), virtio devices"}.get(accelerator, accelerator)
-
-
 def _show_status(found: dict[str, Any]) -> None:
     out.print(
         f"[bold]haneul[/] serves on {found['endpoint']} (auth {found['auth']}, drivers {found['drivers']}, uplink {found['uplink']})"
@@ -296,12 +296,12 @@ def _show_status(found: dict[str, Any]) -> None:
         out.print(
             f"{server['server']} ({server['hostname']}): {used} of {total} MiB and {server['reserved_vcpus']} of {server['vcpus']} vCPUs promised"
         )
-        for name, why in server["accelerators"].items():
+        for name, why in (server["accelerators"] | server.get("generations", {})).items():
             out.print(f"  {name}: {why or 'usable'}", highlight=False)
     table = Table("instance", "state", "type", "image", "virtualized", "doing", "private", "public", "region")
     for one in found["instances"]:
         table.add_row(
-            one["instance"], one["state"], one["type"], one["image"], _virtualized(one["accelerator"]),
+            one["instance"], one["state"], one["type"], one["image"], one.get("virtualized", one["accelerator"]),
             one["reason"] if one["state"] in ("stopped", "terminated") else one["phase"],
             one["address"], one["public_address"], one["region"],
         )  # fmt: skip
@@ -355,14 +355,14 @@ def doctor(as_json: Json = False) -> None:
     """
     settings = config.load()
     found = _lifecycle.doctor(settings)
-    needed = [one for one in found if not one.name.startswith("HVM")]
-    healthy = all(one.ok for one in needed)
+    healthy = all(one.ok for one in found if one.needed)
     if as_json:
         _print_json({"healthy": healthy, "findings": [asdict(one) for one in found]})
     else:
         table = Table("what", "", "how that was found out", "what to do")
         for one in found:
-            table.add_row(one.name, "[green]yes[/]" if one.ok else "[red]no[/]", one.how, one.advice)
+            no = "[red]no[/]" if one.needed else "[yellow]no[/]"
+            table.add_row(one.name, "[green]yes[/]" if one.ok else no, one.how, one.advice)
         out.print(table)
     if not healthy:
         raise typer.Exit(NO)
@@ -928,7 +928,8 @@ id=$(curl -sf -H "X-aws-ec2-metadata-token: $token" http://169.254.169.254/lates
 echo "kernel        $(uname -a)"
 echo "instance id   $id (from its own metadata service)"
 echo "cloud-init    $(cloud-init status --wait 2>/dev/null | tail -n 1 | sed 's/^status: //')"
-echo "virtualized   $(systemd-detect-virt 2>/dev/null || echo unknown), $(cat /sys/class/dmi/id/sys_vendor) $(cat /sys/class/dmi/id/product_name)"
+machine=$(cat /sys/class/dmi/id/sys_vendor /sys/class/dmi/id/product_name 2>/dev/null | tr '\\n' ' ')
+echo "virtualized   $(systemd-detect-virt 2>/dev/null || echo unknown), ${machine:-a machine without DMI data}"
 """
 
 

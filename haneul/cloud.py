@@ -32,7 +32,9 @@ from haneul.errors import CloudError, SettingsError
 from haneul.identity import Identity
 from haneul.journal import AUDIT, EVENTS, Journal, moment
 from haneul.metrics import Gauges, Metrics
+from haneul.model.generation import as_run
 from haneul.model.image import CatalogueImage
+from haneul.model.instance_types import instance_types
 from haneul.reconcile.assign import Signer
 from haneul.reconcile.control import Control
 from haneul.services import accounts, ec2, iam, ssm, sts
@@ -200,6 +202,9 @@ class Running:
                     "state": state_of(row),
                     "phase": row["observed_phase"],
                     "accelerator": row["observed_accelerator"],
+                    "virtualized": as_run(
+                        instance_types()[row["instance_type"]].generation, row["observed_accelerator"]
+                    ),
                     "address": interface["address"] if interface else "",
                     "public_address": (interface["public_address"] or "") if interface else "",
                     "reason": row["reason_message"],

@@ -84,6 +84,7 @@ def _main() -> None:
     import haneul.drivers.qcow2
     import haneul.drivers.qemu
     import haneul.drivers.server
+    import haneul.drivers.uml
     import haneul.identity
     import haneul.store.migrations  # noqa: F401
 

@@ -26,6 +26,7 @@ from haneul.model.assignment import (
     NicSpec,
     ServerFacts,
 )
+from haneul.model.generation import GENERATIONS
 
 
 class World:
@@ -217,4 +218,5 @@ class FakeServer:
 
     async def facts(self) -> ServerFacts:
         accelerators = {"tcg": "fake", "kvm": "fake"}
-        return ServerFacts(self._vcpus, self._memory_mib, socket.gethostname(), "fake", accelerators)
+        generations: dict[str, str] = dict.fromkeys(GENERATIONS, "")
+        return ServerFacts(self._vcpus, self._memory_mib, socket.gethostname(), "fake", accelerators, generations)

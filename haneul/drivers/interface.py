@@ -36,7 +36,7 @@ class DriverError(Exception):
 
 
 class MachineDriver(Protocol):
-    """Virtual servers of this physical one."""
+    """Virtual servers of this physical one. What a generation can do beyond this page: `model.generation.ABILITIES`."""
 
     async def observe(self) -> dict[str, MachineReport]:
         """Every machine there is, wanted or not, by instance id."""

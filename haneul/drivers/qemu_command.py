@@ -7,71 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from haneul.drivers.places import OOM_SCORE, Places
 from haneul.model.assignment import DiskSpec, MachineSpec
 
 Accelerator = Literal["tcg", "kvm"]
 BINARY = "qemu-system-x86_64"
 #: TCG's translation buffer (MiB). It counts to the process, not to the guest.
 TB_SIZE = 128
-CAPABILITIES = '{"execute":"qmp_capabilities"}\n'
+CAPABILITIES = '{"execute":"qmp_capabilities"}'
 #: What the shell writes into the event log when the next boot of the same machine begins.
 BOOT = '{"event": "BOOT"}'
-#: proc(5): -1000 (never) to 1000 (first).
-OOM_SCORE = 500
 #: Memory of the guest is no part of a core dump, wherever the server sends those.
-MACHINE = "q35,dump-guest-core=off"
+MACHINE, EMULATED_MACHINE = "q35,dump-guest-core=off", "pc,dump-guest-core=off"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a machine's things are. `run` belongs to the machine's uid, the rest to haneul."""
-
-    directory: Path
-
-    @property
-    def run(self) -> Path:
-        return self.directory / "run"
-
-    @property
-    def qmp(self) -> Path:
-        return self.run / "qmp.sock"
-
-    @property
-    def console(self) -> Path:
-        return self.run / "console.sock"
-
-    @property
-    def console_log(self) -> Path:
-        return self.run / "console.log"
-
-    @property
-    def screen(self) -> Path:
-        return self.run / "screen.png"
-
-    @property
-    def events(self) -> Path:
-        return self.directory / "events.log"
-
-    @property
-    def errors(self) -> Path:
-        return self.directory / "stderr.log"
-
-    @property
-    def lock(self) -> Path:
-        return self.directory / "lock"
-
-    @property
-    def boot(self) -> Path:
-        return self.directory / "boot.json"
-
-    @property
-    def stopping(self) -> Path:
-        return self.directory / "stopping.json"
-
-    @property
-    def uid(self) -> Path:
-        return self.directory / "uid"
 
 
 @dataclass(frozen=True)
@@ -98,12 +46,13 @@ def _smbios(spec: MachineSpec) -> list[str]:
     ]  # fmt: skip
 
 
-def _disk(index: int, disk: DiskSpec, file: Path) -> list[str]:
+def _disk(index: int, disk: DiskSpec, file: Path, emulated: bool) -> list[str]:
     node = f"disk{index}"
     boot = ",bootindex=1" if disk.boot else ""
+    device = f"ide-hd,bus=ide.{index // 2},unit={index % 2}" if emulated else "virtio-blk-pci"
     return [
         "-blockdev", f"driver=qcow2,node-name={node},discard=unmap,file.driver=file,file.filename={_comma(file)}",
-        "-device", f"virtio-blk-pci,drive={node},id=blk{index},serial={_serial_number(disk.volume_id)}{boot}",
+        "-device", f"{device},drive={node},id=blk{index},serial={_serial_number(disk.volume_id)}{boot}",
     ]  # fmt: skip
 
 
@@ -128,10 +77,14 @@ def command(
 ) -> list[str]:
     """The machine `spec`. `files` maps volume ids to disk files, `taps` interface ids to inherited descriptors.
 
+    A machine of the emulated generation has the parts of a PC of its time, each emulated whole: i440fx, IDE, e1000, VGA.
+
     Standard input and output are the event monitor: it says on `events.log` how the machine ended, even if
     nobody was there to see it.
     """
-    out = [BINARY, "-nodefaults", "-no-user-config", "-name", f"guest={spec.instance_id}", "-machine", MACHINE]
+    emulated = spec.generation == "emulated"
+    out = [BINARY, "-nodefaults", "-no-user-config", "-name", f"guest={spec.instance_id}", "-machine"]
+    out += [EMULATED_MACHINE if emulated else MACHINE]
     out += [*_engine(accelerator), "-smp", str(spec.vcpus), "-m", f"{spec.memory_mib}M", "-rtc", "base=utc"]
     out += [
         "-action",
@@ -146,12 +99,14 @@ def command(
         SANDBOX,
     ]
     out += _smbios(spec)
-    out += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
+    if not emulated:
+        out += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
     for index, disk in enumerate(spec.disks):
-        out += _disk(index, disk, files[disk.volume_id])
+        out += _disk(index, disk, files[disk.volume_id], emulated)
     for index, nic in enumerate(spec.nics):
         out += ["-netdev", f"tap,id=net{index},fd={taps[nic.interface_id]}"]
-        out += ["-device", f"virtio-net-pci,netdev=net{index},id=nic{index},mac={nic.mac},romfile="]
+        card = "e1000" if emulated else "virtio-net-pci"
+        out += ["-device", f"{card},netdev=net{index},id=nic{index},mac={nic.mac},romfile="]
     out += ["-chardev", "stdio,id=events,signal=off", "-mon", "chardev=events,mode=control"]
     out += [
         "-chardev",
@@ -185,20 +140,10 @@ code=$?
 while [ $code -eq 0 ]; do
   case "$(grep -e '"BOOT"' -e '"SHUTDOWN"' {events} | tail -n 1)" in *'"guest-reset"'*) ;; *) break ;; esac
   echo {shlex.quote(BOOT)}
-  printf '%s\\n' {shlex.quote(CAPABILITIES.strip())} > /proc/self/fd/{feed}
+  printf '%s\\n' {shlex.quote(CAPABILITIES)} > /proc/self/fd/{feed}
   {shlex.join(boots)}
   code=$?
 done
 printf '{{"event": "EXIT", "data": {{"code": %d}}}}\\n' $code
 exit $code"""
     return ["/bin/sh", "-c", script]
-
-
-def confined(uid: int, groups: list[int], command: list[str]) -> list[str]:
-    """`command` as a user of its own that has no capability and cannot get any (setpriv(1), of util-linux)."""
-    return [
-        "setpriv", f"--reuid={uid}", f"--regid={uid}",
-        f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups",
-        "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--",
-        *command,
-    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The physical server: what it has, and whether KVM works on it (probed once a boot, in the background)."""
+"""The physical server: what it has, and what guests run on it (probed once a boot, in the background)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from haneul.drivers import probe
@@ -15,6 +15,8 @@ from haneul.drivers.qemu_command import Accelerator
 from haneul.model.assignment import ServerFacts
 
 log = logging.getLogger(__name__)
+
+NO_KERNEL = "not probed yet: no image is built by a recipe (`haneul image build`)"
 
 
 def _memory_mib() -> int:
@@ -31,16 +33,25 @@ def find_kernel(images: Path) -> Path | None:
     return next(iter(sorted(images.glob("*/vmlinuz"))), None)
 
 
-class LinuxServer:
-    """`verdict` is the file in which the probe's result is kept, for this boot of the server."""
+Probe = Callable[[], Awaitable[str]]
 
-    def __init__(self, verdict: Path, images: Path, wanted: str, changed: Callable[[], None]) -> None:
-        self._file = verdict
+
+class LinuxServer:
+    """`verdicts` is the file in which what the probes found is kept, for this boot of the server.
+
+    `paravirtual` boots a paravirtual guest and says why none ran (empty text: one did).
+    """
+
+    def __init__(
+        self, verdicts: Path, images: Path, wanted: str, changed: Callable[[], None], paravirtual: Probe
+    ) -> None:
+        self._file = verdicts
         self._images = images
         self._wanted = wanted
         self._changed = changed
+        self._paravirtual = paravirtual
         self._task: asyncio.Task[None] | None = None
-        self._kvm: str | None = None
+        self._found: dict[str, str] = {}
 
     def accelerator(self) -> Accelerator:
         """What machines use now. While the probe runs that is TCG: no launch ever waits for it."""
@@ -48,46 +59,71 @@ class LinuxServer:
             return "tcg"
         if self._wanted == "kvm":
             return "kvm"
-        return "kvm" if self._kvm == "" else "tcg"
+        return "kvm" if self._found.get("kvm") == "" else "tcg"
 
     async def kvm(self) -> str:
         """Why KVM is not usable; empty if it is. Probes if that was not done in this boot."""
-        missing = probe.kvm_device()
-        if missing:
-            return missing
-        known = self._remembered()
+        return probe.kvm_device() or await self._verdict("kvm", self._probe_kvm)
+
+    async def paravirtual(self) -> str:
+        """Why there are no paravirtual machines; empty if there are. Probes if that was not done in this boot."""
+        return await self._verdict("paravirtual", self._paravirtual)
+
+    async def emulated(self) -> str:
+        """Why no emulated guest runs; empty if one did, just now."""
+        kernel = find_kernel(self._images)
+        return NO_KERNEL if kernel is None else await probe.boots(kernel, "tcg")
+
+    async def _probe_kvm(self) -> str:
+        kernel = find_kernel(self._images)
+        return NO_KERNEL if kernel is None else await probe.boots(kernel, "kvm")
+
+    async def _verdict(self, name: str, ask: Probe) -> str:
+        known = self._remembered().get(name)
         if known is not None:
             return known
-        kernel = find_kernel(self._images)
-        if kernel is None:
-            return "not probed yet: no image is built by a recipe (`haneul image build`)"
-        found = await probe.boots(kernel, "kvm")
-        self._file.write_text(json.dumps({"boot_id": _boot_id(), "kvm": found}))
+        found = await ask()
+        if found != NO_KERNEL:
+            self._file.write_text(json.dumps({"boot_id": _boot_id(), **self._remembered(), name: found}))
         return found
 
-    def _remembered(self) -> str | None:
+    def _remembered(self) -> dict[str, str]:
         try:
             value = json.loads(self._file.read_text())
         except (FileNotFoundError, ValueError):
-            return None
-        return str(value["kvm"]) if value.get("boot_id") == _boot_id() else None
+            return {}
+        if not isinstance(value, dict) or value.pop("boot_id", "") != _boot_id():
+            return {}
+        return {str(name): str(found) for name, found in value.items()}
 
     async def _probe(self) -> None:
-        try:
-            self._kvm = await self.kvm()
-        except OSError as error:
-            self._kvm = f"the probe failed: {error}"
-        log.info("KVM: %s", self._kvm or "usable")
-        self._changed()
+        for name, ask in (("paravirtual", self.paravirtual), ("kvm", self.kvm)):
+            try:
+                found = await ask()
+            except OSError as error:
+                found = f"the probe failed: {error}"
+            if found != NO_KERNEL:
+                self._found[name] = found
+            log.info("%s: %s", name, found or "usable")
+            self._changed()
+
+    def _is_worth_probing(self) -> bool:
+        if self._task is not None and not self._task.done():
+            return False
+        return "paravirtual" not in self._found or ("kvm" not in self._found and find_kernel(self._images) is not None)
 
     async def facts(self) -> ServerFacts:
-        if self._wanted == "auto":
-            if self._kvm is None and self._task is None:
-                self._kvm = probe.kvm_device() or self._remembered()
-            if self._kvm is None and self._task is None and find_kernel(self._images) is not None:
-                self._task = asyncio.create_task(self._probe())
-        kvm = "accelerator = tcg in the settings" if self._wanted == "tcg" else self._kvm
-        if self._wanted == "kvm":
-            kvm = ""
-        accelerators = {"tcg": "", "kvm": "not probed yet" if kvm is None else kvm}
-        return ServerFacts(os.cpu_count() or 1, _memory_mib(), socket.gethostname(), "real", accelerators)
+        if self._task is None:
+            self._found = self._remembered()
+            if missing := probe.kvm_device():
+                self._found["kvm"] = missing
+        if self._is_worth_probing():
+            self._task = asyncio.create_task(self._probe())
+        kvm = self._found.get("kvm", "not probed yet")
+        if self._wanted != "auto":
+            kvm = "accelerator = tcg in the settings" if self._wanted == "tcg" else ""
+        # Until the probe has said otherwise, a paravirtual machine is tried: it says itself what it lacks.
+        generations = {"emulated": "", "paravirtual": self._found.get("paravirtual", ""), "hvm": ""}
+        return ServerFacts(
+            os.cpu_count() or 1, _memory_mib(), socket.gethostname(), "real", {"tcg": "", "kvm": kvm}, generations
+        )

@@ -17,13 +17,13 @@ import platform
 import select
 import shutil
 import signal
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from haneul import seccomp
 from haneul.errors import SettingsError
 
 #: Above the uids of machines (`identity.py`) and below everything that is given to people. One of 65536, by the pid,
@@ -176,49 +176,17 @@ def _last_words(said: bytes) -> str:
 
 # --- seccomp -----------------------------------------------------------------------------------------------
 
-# Numbers of x86_64 (Linux, arch/x86/entry/syscalls/syscall_64.tbl). Namespaces and mounts of its own would give a
-# program all capabilities there, and with them the kernel's largest doors; sockets it needs none.
-_REFUSED = {
-    "socket": 41, "socketpair": 53, "ptrace": 101, "personality": 135, "pivot_root": 155, "chroot": 161, "mount": 165,
-    "umount2": 166, "swapon": 167, "reboot": 169, "init_module": 175, "delete_module": 176, "kexec_load": 246,
-    "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open": 298,
-    "name_to_handle_at": 303, "open_by_handle_at": 304, "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311,
-    "kcmp": 312, "finit_module": 313, "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425, "io_uring_enter": 426,
-    "io_uring_register": 427, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432,
-    "fspick": 433, "pidfd_getfd": 438, "mount_setattr": 442,
-}  # fmt: skip
-_CLONE, _CLONE3 = 56, 435
-_NEW_NAMESPACES = 0x7E020080  # CLONE_NEW{USER,PID,NET,IPC,UTS,CGROUP,NS,TIME}
-_ARCH_X86_64 = 0xC000003E
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-_EPERM, _ENOSYS = 1, 38
+# Namespaces and mounts of its own would give a program all capabilities there, and with them the kernel's largest doors;
+# sockets it needs none.
+_REFUSED = (
+    "socket", "socketpair", "ptrace", "personality", "pivot_root", "chroot", "mount", "umount2", "swapon", "reboot",
+    "init_module", "delete_module", "kexec_load", "add_key", "request_key", "keyctl", "unshare", "perf_event_open",
+    "name_to_handle_at", "open_by_handle_at", "setns", "process_vm_readv", "process_vm_writev", "kcmp", "finit_module",
+    "bpf", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register", "open_tree", "move_mount", "fsopen",
+    "fsconfig", "fsmount", "fspick", "pidfd_getfd", "mount_setattr",
+)  # fmt: skip
 
 
 def seccomp_filter() -> bytes:
-    """The program for the kernel: `struct sock_filter` after `struct sock_filter` (linux/filter.h)."""
-
-    def step(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, if_so, if_not, value)
-
-    program = [
-        step(_LOAD, 4),  # seccomp_data.arch
-        step(_EQUAL, _ARCH_X86_64, 1, 0),
-        step(_RETURN, _KILL),
-        step(_LOAD, 0),  # seccomp_data.nr
-        step(_AT_LEAST, 0x40000000, 0, 1),  # the x32 numbers
-        step(_RETURN, _KILL),
-        # C libraries take clone() where there is no clone3(), whose flags a filter cannot see.
-        step(_EQUAL, _CLONE3, 0, 1),
-        step(_RETURN, _ERROR | _ENOSYS),
-    ]
-    for number in _REFUSED.values():
-        program += [step(_EQUAL, number, 0, 1), step(_RETURN, _ERROR | _EPERM)]
-    program += [
-        step(_EQUAL, _CLONE, 0, 3),
-        step(_LOAD, 16),  # seccomp_data.args[0], lower half: the flags
-        step(_ANY_BIT, _NEW_NAMESPACES, 0, 1),
-        step(_RETURN, _ERROR | _EPERM),
-        step(_RETURN, _ALLOW),
-    ]
-    return b"".join(program)
+    """What a converter of images is refused."""
+    return seccomp.refusing(_REFUSED)

@@ -73,6 +73,34 @@ WAYS: dict[Way, Described] = {
 GENERATIONS: tuple[Generation, ...] = ("emulated", "paravirtual", "hvm")
 #: What an image can boot under if nothing else is known of it: it has a boot record and drivers of virtual devices.
 COMMON: tuple[Generation, ...] = ("hvm",)
+#: What a machine's report names as its accelerator, if it is a real one.
+ENGINES = ("tcg", "kvm", "uml")
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What machines of a generation can do beyond what all of them can.
+
+    `vcpus`, `volumes`: at most so many, None where the generation sets no bound. docs/generations.md is made of this
+    (`make docs`), and the contract suite of machines asks every driver to keep it.
+    """
+
+    screenshot: bool = False
+    own_boot_loader: bool = False
+    given_kernel: bool = False
+    dmi: bool = False
+    pauses_on_full_disk: bool = False
+    vcpus: int | None = None
+    volumes: int | None = None
+
+
+ABILITIES: dict[Generation, Abilities] = {
+    # Two IDE channels of two disks.
+    "emulated": Abilities(screenshot=True, own_boot_loader=True, dmi=True, pauses_on_full_disk=True, volumes=4),
+    # Debian's kernel has NR_CPUS=1, and ubd0 to ubd7.
+    "paravirtual": Abilities(given_kernel=True, vcpus=1, volumes=8),
+    "hvm": Abilities(screenshot=True, own_boot_loader=True, given_kernel=True, dmi=True, pauses_on_full_disk=True),
+}
 
 
 def way(generation: Generation, accelerator: str) -> Way:
@@ -80,6 +108,34 @@ def way(generation: Generation, accelerator: str) -> Way:
     if generation == "hvm" and accelerator != "kvm":
         return "emulated-fast"
     return generation
+
+
+def run_way(generation: Generation, accelerator: str) -> Way | None:
+    """`way`, of what a machine reported; None while that says nothing of this generation.
+
+    The type of an instance may change while it is off: what was last reported is then another generation's. Fake
+    machines report `fake`.
+    """
+    if accelerator not in ENGINES or (accelerator == "uml") != (generation == "paravirtual"):
+        return None
+    return way(generation, accelerator)
+
+
+def as_run(generation: Generation, accelerator: str) -> str:
+    """How an instance is really run, for people."""
+    found = run_way(generation, accelerator)
+    return WAYS[found].title if found else accelerator
+
+
+def noted(generation: Generation, accelerator: str, why_not_kvm: str) -> str | None:
+    """What an instance's tag says of how it is run: empty if no more than its type does, None while nothing is known."""
+    found = run_way(generation, accelerator)
+    if found is None or found == "hvm":
+        return None if found is None else ""
+    if found == "emulated-fast":
+        return f"emulated (TCG) with virtio devices: {why_not_kvm}"
+    program = f" ({WAYS[found].engine.partition(';')[0]})" if found == "paravirtual" else ""
+    return WAYS[found].title + program
 
 
 def parse(names: Iterable[str]) -> tuple[Generation, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from haneul.model.generation import WAYS, Generation, VirtualizationType
+from haneul.model.generation import ABILITIES, WAYS, Generation, VirtualizationType
 
 #: size -> vCPUs of a type of the given size in the families that scale by powers of two.
 _LARGE = {
@@ -51,11 +51,14 @@ _INTERFACES = {
     "16xlarge": (15, 50),
     "24xlarge": (15, 50),
 }
+#: What AWS documents of the first types: (network interfaces, IPv4 addresses of each, network performance).
+_FIRST = {"t1.micro": (2, 2, "Very Low"), "m1.small": (2, 4, "Low"), "m1.medium": (2, 6, "Moderate")}
+_NETWORK = {"e1": "Low", "t2": "Low to Moderate"}
 
 
 @dataclass(frozen=True)
 class Family:
-    """`mib_per_vcpu` is None where `memory` lists the sizes one by one."""
+    """`mib_per_vcpu` is None where `memory` lists the sizes one by one, `clock_ghz` 0 where AWS names none."""
 
     name: str
     vcpus: dict[str, int]
@@ -70,9 +73,9 @@ class Family:
 
 _FAMILIES = (
     # haneul's own: what the first virtual machines were. The other old families are as AWS had them, where one vCPU does.
-    Family("e1", _E1_VCPUS, None, _BURST_MIB, 2.5, "xen", threads_per_core=1, generation="emulated"),
-    Family("t1", {"micro": 1}, None, {"micro": 627}, 2.5, "xen", threads_per_core=1, generation="paravirtual"),
-    Family("m1", {"small": 1, "medium": 1}, None, _M1_MIB, 2.5, "xen", threads_per_core=1, generation="paravirtual"),
+    Family("e1", _E1_VCPUS, None, _BURST_MIB, 0, "xen", threads_per_core=1, generation="emulated"),
+    Family("t1", {"micro": 1}, None, {"micro": 627}, 0, "xen", threads_per_core=1, generation="paravirtual"),
+    Family("m1", {"small": 1, "medium": 1}, None, _M1_MIB, 0, "xen", threads_per_core=1, generation="paravirtual"),
     Family("t2", _T2_VCPUS, None, _BURST_MIB, 2.3, "xen", burstable=True, threads_per_core=1),
     Family("t3", _BURST_VCPUS, None, _BURST_MIB, 2.5, "nitro", burstable=True),
     Family("t3a", _BURST_VCPUS, None, _BURST_MIB, 2.2, "nitro", burstable=True),
@@ -89,11 +92,13 @@ _FAMILIES = (
 
 #: t2 and t3 in the free tier, as AWS marks them.
 _FREE_TIER = frozenset({"t2.micro", "t3.micro"})
+#: Of EC2's previous generation, which is said of the hardware and not of its virtualization.
+_PREVIOUS = frozenset({"e1", "t1", "m1", "t2"})
 
 
 @dataclass(frozen=True)
 class InstanceType:
-    """Memory in MiB, clock in GHz."""
+    """Memory in MiB, clock in GHz (0: not told). `current`: of EC2's current generation."""
 
     name: str
     vcpus: int
@@ -105,6 +110,8 @@ class InstanceType:
     threads_per_core: int
     interfaces: int
     addresses_per_interface: int
+    network: str
+    current: bool
     architecture: str = "x86_64"
     generation: Generation = "hvm"
 
@@ -117,14 +124,20 @@ class InstanceType:
         return WAYS[self.generation].virtualization_type
 
     @property
+    def most_volumes(self) -> int | None:
+        """None where the generation sets no bound."""
+        return ABILITIES[self.generation].volumes
+
+    @property
     def cores(self) -> int:
         return max(1, self.vcpus // self.threads_per_core)
 
 
 def _make(family: Family, size: str, vcpus: int) -> InstanceType:
     memory = family.memory[size] if family.mib_per_vcpu is None else family.mib_per_vcpu * vcpus
-    interfaces, addresses = _INTERFACES[size]
     name = f"{family.name}.{size}"
+    network = _NETWORK.get(family.name, "Up to 5 Gigabit")
+    interfaces, addresses, network = _FIRST.get(name, (*_INTERFACES[size], network))
     threads = min(family.threads_per_core, vcpus)
     return InstanceType(
         name,
@@ -137,6 +150,8 @@ def _make(family: Family, size: str, vcpus: int) -> InstanceType:
         threads,
         interfaces,
         addresses,
+        network,
+        family.name not in _PREVIOUS,
         generation=family.generation,
     )
 

@@ -16,8 +16,10 @@ import sqlalchemy as sa
 from haneul.config import Settings
 from haneul.errors import CloudError
 from haneul.model.assignment import Assignment, MachineReport, Report, ServerFacts
+from haneul.model.generation import noted
 from haneul.model.image import CatalogueImage
 from haneul.model.instance import Observed, Reason, ended_by_itself, why_ended
+from haneul.model.instance_types import instance_types
 from haneul.reconcile import assign
 from haneul.reconcile.assign import Assigner, Signer
 from haneul.services import placement
@@ -31,7 +33,7 @@ from haneul.store.database import Row, Store, Transaction
 log = logging.getLogger(__name__)
 #: Something that happened, for people: `event` says what, the rest depends on it.
 Event = dict[str, Any]
-EMULATED_TAG = "aws:haneul:virtualization"
+VIRTUALIZATION_TAG = "aws:haneul:virtualization"
 #: Machines whose reports are written in one transaction: the writer's lock is not held for long.
 MACHINES_AT_ONCE = 100
 
@@ -152,6 +154,7 @@ class Control:
                 "hostname": facts.hostname,
                 "drivers": facts.drivers,
                 "accelerators": facts.accelerators,
+                "generations": facts.generations,
             },
             "observed_at": self._clock(),
         }
@@ -232,19 +235,20 @@ class Control:
             self._tell(self._event("boot", row, boot=trace.boot_count, ordered=first, spans=spans, failed=trace.failed))
 
     def _say_how(self, tx: Transaction, row: Row, report: Report, machine: MachineReport) -> bool:
-        """An HVM type that runs emulated says so, in a tag that tools leave alone (`aws:`). Whether the tag changed."""
-        if machine.accelerator not in ("tcg", "kvm"):
-            return False
+        """How an instance is really run, in a tag that tools leave alone (`aws:`). Whether the tag changed."""
         why = report.facts.accelerators.get("kvm") or "accelerator = tcg"
-        value = f"emulated (TCG) with virtio devices: {why}"[:256]
-        known = {tag["key"]: tag["value"] for tag in tx.select(tables.tags, resource_id=row["id"])}
-        if known.get(EMULATED_TAG, "") == (value if machine.accelerator == "tcg" else ""):
+        kind = instance_types()[row["instance_type"]]
+        value = noted(kind.generation, machine.accelerator, why)
+        if value is None:
             return False
-        tx.delete(tables.tags, resource_id=row["id"], key=EMULATED_TAG)
-        if machine.accelerator == "kvm":
-            return True
-        scope = {"account": row["account"], "region": row["region"], "resource_type": "instance"}
-        tx.insert(tables.tags, resource_id=row["id"], key=EMULATED_TAG, value=value, **scope)
+        value = value[:256]
+        known = {tag["key"]: tag["value"] for tag in tx.select(tables.tags, resource_id=row["id"])}
+        if known.get(VIRTUALIZATION_TAG, "") == value:
+            return False
+        tx.delete(tables.tags, resource_id=row["id"], key=VIRTUALIZATION_TAG)
+        if value:
+            scope = {"account": row["account"], "region": row["region"], "resource_type": "instance"}
+            tx.insert(tables.tags, resource_id=row["id"], key=VIRTUALIZATION_TAG, value=value, **scope)
         return True
 
     def _follow(self, tx: Transaction, row: Row) -> bool:

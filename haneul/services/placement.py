@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from haneul.config import Settings
 from haneul.errors import CloudError
+from haneul.model.generation import Generation
 from haneul.model.instance_types import InstanceType
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
@@ -27,10 +28,28 @@ class Need:
     zone: str
     vcpus: int
     memory_mib: int
+    generation: Generation = "hvm"
 
 
 def need(settings: Settings, instance_type: InstanceType, zone: str) -> Need:
-    return Need(zone, instance_type.vcpus, instance_type.memory_mib + settings.memory_overhead_mib)
+    memory = instance_type.memory_mib + settings.memory_overhead_mib
+    return Need(zone, instance_type.vcpus, memory, instance_type.generation)
+
+
+#: Of a server whose agent is of an older version and does not say: QEMU's own emulation needs nothing.
+_UNSAID: dict[Generation, str] = {"paravirtual": "has not said whether it runs paravirtual guests"}
+
+
+def _why_not_run(facts: Mapping[str, Any], generation: Generation, settings: Settings) -> str:
+    said: Mapping[str, str] = facts.get("generations", {})
+    if generation not in said:
+        why = _UNSAID.get(generation, "")
+    else:
+        why = said[generation] and f"cannot run {generation} guests: {said[generation]}"
+    no_kvm = facts.get("accelerators", {}).get("kvm", "no KVM")
+    if not why and generation == "hvm" and no_kvm and settings.generation_fallback == "refuse":
+        return f"cannot run HVM: {no_kvm}, and generation_fallback is refuse"
+    return why
 
 
 def why_not(server: Row, wanted: Need, settings: Settings) -> str:
@@ -38,15 +57,14 @@ def why_not(server: Row, wanted: Need, settings: Settings) -> str:
     zones = server["zones"]
     if zones and wanted.zone not in zones:
         return f"is not in {wanted.zone}"
+    if why := _why_not_run(server["observed_facts"], wanted.generation, settings):
+        return why
     free_memory = server["memory_mib"] - server["reserved_memory_mib"]
     if wanted.memory_mib > free_memory:
         return f"has {max(free_memory, 0)} MiB of memory free, {wanted.memory_mib} MiB are needed"
     free_vcpus = server["vcpus"] - server["reserved_vcpus"]
     if wanted.vcpus > free_vcpus:
         return f"has {max(free_vcpus, 0)} vCPUs left to promise, {wanted.vcpus} are needed"
-    accelerators = server["observed_facts"].get("accelerators", {})
-    if settings.generation_fallback == "refuse" and accelerators.get("kvm", "absent"):
-        return f"cannot run HVM: {accelerators.get('kvm', 'no KVM')}, and generation_fallback is refuse"
     return ""
 
 

@@ -7,6 +7,7 @@ see a snapshot (REPEATABLE READ). So an operation is written once, for one write
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -263,7 +264,10 @@ class Store:
         if path and path != ":memory:":
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             for one in Path(path).parent.glob(f"{Path(path).name}*"):
-                one.chmod(0o600)
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # another haneul that starts now has a journal for a moment
+                    one.chmod(0o600)
 
     @property
     def reads_at_once(self) -> bool:

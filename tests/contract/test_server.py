@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers import locks, netns, probe
+from haneul.drivers import locks, netns, probe, uml
 from haneul.drivers.fake import FakeMetadata, FakeServer, World
 from haneul.drivers.interface import MetadataDriver, ServerDriver
 from haneul.drivers.metadata_process import MetadataProcess
@@ -27,7 +27,11 @@ from tests.contract.test_machines import IMAGES
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> ServerDriver:
     if request.param == "fake":
         return FakeServer()
-    return LinuxServer(tmp_path / "kvm.json", tmp_path / "no-images", "auto", lambda: None)
+    return LinuxServer(tmp_path / "probes.json", tmp_path / "no-images", "auto", lambda: None, _nothing)
+
+
+async def _nothing() -> str:
+    return "there is no User-mode Linux here"
 
 
 def test_facts_are_there_at_once(server: ServerDriver) -> None:
@@ -39,13 +43,49 @@ def test_facts_are_there_at_once(server: ServerDriver) -> None:
 
 
 def test_the_verdict_is_kept_for_this_boot_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = tmp_path / "kvm.json"
+    verdict = tmp_path / "probes.json"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     monkeypatch.setattr(probe, "kvm_device", lambda: "")
     verdict.write_text(json.dumps({"boot_id": boot, "kvm": "it hangs"}))
-    assert asyncio.run(LinuxServer(verdict, tmp_path, "auto", lambda: None).kvm()) == "it hangs"
+    assert asyncio.run(LinuxServer(verdict, tmp_path, "auto", lambda: None, _nothing).kvm()) == "it hangs"
     verdict.write_text(json.dumps({"boot_id": "another", "kvm": "it hangs"}))
-    assert "no image" in asyncio.run(LinuxServer(verdict, tmp_path, "auto", lambda: None).kvm())
+    assert "no image" in asyncio.run(LinuxServer(verdict, tmp_path, "auto", lambda: None, _nothing).kvm())
+
+
+def test_the_paravirtual_verdict_is_kept_and_told(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    async def ask() -> str:
+        asked.append(1)
+        return "user namespaces are forbidden"
+
+    async def facts(server: LinuxServer) -> dict[str, str]:
+        assert (await server.facts()).generations["paravirtual"] == "", "tried, until the probe says otherwise"
+        await server.paravirtual()
+        while not (found := (await server.facts()).generations)["paravirtual"]:
+            await asyncio.sleep(0.01)
+        return found
+
+    def make() -> LinuxServer:
+        return LinuxServer(tmp_path / "probes.json", tmp_path, "tcg", lambda: None, ask)
+
+    found = asyncio.run(facts(make()))
+    assert found == {"emulated": "", "paravirtual": "user namespaces are forbidden", "hvm": ""}
+    before = len(asked)
+    assert asyncio.run(make().paravirtual()) == "user namespaces are forbidden"
+    assert len(asked) == before
+
+
+def test_only_a_paravirtual_guest_that_ran_says_usable() -> None:
+    if os.geteuid() != 0 or uml.missing():
+        pytest.skip(uml.missing() or "paravirtual machines need root")
+    with tempfile.TemporaryDirectory(prefix="haneul-contract-", dir="/var/tmp") as directory:
+        data = Path(directory)
+        data.chmod(0o711)
+        uid = 0x6F000000 + os.getpid() % 4096 * 16
+        assert asyncio.run(uml.probe(data, uid, 60)) == ""
+        assert "within" in asyncio.run(uml.probe(data, uid, 0))
+        assert list(data.iterdir()) == []
 
 
 def test_only_a_guest_that_ran_says_usable() -> None:

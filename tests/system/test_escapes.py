@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from haneul.drivers import locks, qemu_command
+from haneul.drivers import locks, places
 from tests.system.conftest import Haneul, eventually
 
 Tally = Callable[[str], None]
@@ -51,9 +51,7 @@ class Town:
 
     def as_machine(self, instance: str, *command: str, stdin: str | None = None) -> str:
         """A command as QEMU of that machine would run it, but for the seccomp filter."""
-        confined = qemu_command.confined(
-            self.uid(instance), [], ["/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "x", *command]
-        )
+        confined = places.confined(self.uid(instance), [], ["/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "x", *command])
         done = subprocess.run(
             confined,
             input=stdin,

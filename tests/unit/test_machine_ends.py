@@ -12,13 +12,13 @@ import pytest
 
 from haneul.agent.agent import Agent
 from haneul.drivers.interface import DriverError
-from haneul.drivers.qemu import QemuMachines, exit_code, how_it_ended, why_paused
+from haneul.drivers.machines import Machines, exit_code, how_it_ended, why_paused
 from haneul.model.assignment import MachineReport, MachineSpec
 
 
-def _machines(directory: Path, goes_down: bool = False) -> QemuMachines:
+def _machines(directory: Path, goes_down: bool = False) -> Machines:
     nowhere = directory / "volumes"
-    return QemuMachines(directory, lambda one: nowhere / one, directory, 1, lambda: "tcg", lambda: None,
+    return Machines(directory, lambda one: nowhere / one, 1, {}, lambda: None,
                         lambda: "this boot", lambda: goes_down)  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def _shutdown(reason: str) -> dict[str, Any]:
     return {"event": "SHUTDOWN", "data": {"guest": False, "reason": reason}}
 
 
-def _look(machines: QemuMachines) -> MachineReport:
+def _look(machines: Machines) -> MachineReport:
     return asyncio.run(machines.observe())["i-1"]
 
 

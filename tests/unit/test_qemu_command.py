@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers.qemu import how_it_ended
-from haneul.drivers.qemu_command import Kernel, Places, command, lives
+from haneul.drivers.machines import how_it_ended
+from haneul.drivers.places import Places
+from haneul.drivers.qemu_command import Kernel, command, lives
 from haneul.model.assignment import NicSpec
 from tests.contract.test_machines import SPEC
 

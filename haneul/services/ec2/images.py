@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from haneul.errors import CloudError, combination, invalid, missing, not_found
+from haneul.model.generation import COMMON, GENERATIONS, WAYS, Generation, VirtualizationType, parse
 from haneul.model.ids import is_id
 from haneul.model.image import CatalogueImage
 from haneul.services.context import Context, Input, Output, ec2, moment
@@ -41,7 +42,7 @@ def sync_catalogue(tx: Transaction, catalogue: Iterable[CatalogueImage]) -> None
             "size_gib": image.size_gib,
             "public": True,
             "created": image.created,
-            "more": {"user": image.user},
+            "more": {"user": image.user, "generations": list(image.generations)},
         }
         old = present.get(image_id)
         if old is None:
@@ -120,14 +121,35 @@ def not_found_image(image_id: str) -> CloudError:
     return CloudError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")
 
 
-def _user_tag(row: Row) -> list[dict[str, str]]:
-    """Who logs in to instances of the image: a system tag, which clients leave alone."""
-    user = row["more"].get("user")
-    return [{"Key": "aws:haneul:user", "Value": user}] if user else []
+def boots_under(more: dict[str, Any], disk: str) -> tuple[Generation, ...]:
+    """The generations under which a root volume boots, from what its image's (or its instance's) row says of it.
+
+    Rows from before there were generations say nothing. What fake drivers launch may have no disk: nothing boots.
+    """
+    if "generations" in more:
+        return parse(more["generations"])
+    return COMMON if disk else GENERATIONS
+
+
+def _boots_under(row: Row) -> tuple[Generation, ...]:
+    return boots_under(row["more"], row["disk"])
+
+
+def _virtualization_type(row: Row) -> VirtualizationType:
+    """EC2's, which knows two: what boots on emulated hardware boots on HVM's."""
+    kinds = {WAYS[one].virtualization_type for one in _boots_under(row)}
+    return "paravirtual" if kinds == {"paravirtual"} else "hvm"
+
+
+def _system_tags(row: Row) -> list[dict[str, str]]:
+    """Who logs in to instances of the image, and what it boots under: system tags, which clients leave alone."""
+    tags_of = {"aws:haneul:generations": " ".join(_boots_under(row)), "aws:haneul:user": row["more"].get("user")}
+    return [{"Key": key, "Value": value} for key, value in tags_of.items() if value]
 
 
 def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
     catalogue = row["account"] == tables.EVERYONE
+    kind = _virtualization_type(row)
     owner = CATALOGUE_OWNER if catalogue else row["account"]
     root = {
         "DeviceName": row["root_device"],
@@ -155,12 +177,12 @@ def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
         "BlockDeviceMappings": [root, *row["block_devices"]],
         "RootDeviceName": row["root_device"],
         "RootDeviceType": "ebs",
-        "VirtualizationType": "hvm",
+        "VirtualizationType": kind,
         "Hypervisor": "xen",
         "EnaSupport": False,
         "SriovNetSupport": None,
-        "BootMode": "legacy-bios",
-        "Tags": [*labels, *_user_tag(row)],
+        "BootMode": "legacy-bios" if kind == "hvm" else None,
+        "Tags": [*labels, *_system_tags(row)],
     }
     return view | ({"ImageOwnerAlias": CATALOGUE_ALIAS} if catalogue else {})
 
@@ -270,7 +292,22 @@ def _disk_of_snapshot(ctx: Context, snapshot: str) -> Row:
     rows = visible(ctx, own, snapshot_id=snapshot)
     if not rows:
         raise not_found("InvalidSnapshot.NotFound", "snapshot", [snapshot])
-    return rows[0]
+    # An image may have been registered of the same snapshot for fewer generations than it boots under.
+    return max(rows, key=lambda row: len(_boots_under(row)))
+
+
+def _of_kind(source: Row, kind: str | None) -> dict[str, Any]:
+    """What an image of `source`'s snapshot knows of it. One of the VirtualizationType `paravirtual` is that alone."""
+    if kind not in (None, "hvm", "paravirtual"):
+        raise invalid(kind, "virtualizationType", "It is hvm or paravirtual.")
+    found = _boots_under(source)
+    if kind is not None and kind not in {WAYS[one].virtualization_type for one in found}:
+        raise combination(
+            f"The snapshot of {source['name']} does not boot as an image of the virtualization type '{kind}'. "
+            f"It boots under: {', '.join(found) or 'nothing'}."
+        )
+    more: dict[str, Any] = source["more"]
+    return more | {"generations": ["paravirtual"]} if kind == "paravirtual" else more
 
 
 def _check_more(mappings: list[dict[str, Any]]) -> None:
@@ -302,8 +339,6 @@ def register_image(ctx: Context, params: Input) -> Output:
         )
     if ctx.own(tables.images, name=name, available=True):
         raise CloudError("InvalidAMIName.Duplicate", f"AMI name {name} is already in use by AMI")
-    if params.get("VirtualizationType", "hvm") != "hvm":
-        raise combination("haneul launches images of VirtualizationType hvm on this server; give hvm.")
     root = params.get("RootDeviceName", "/dev/xvda")
     volumes.check_device(root)
     ebs, others = _root_mapping(params, root)
@@ -315,6 +350,7 @@ def register_image(ctx: Context, params: Input) -> Output:
         raise combination(f"A snapshot is needed for the root device {root}, or an ImageLocation.")
     if params.get("Architecture", source["architecture"]) != source["architecture"]:
         raise invalid(params["Architecture"], "architecture", f"The snapshot holds {source['architecture']}.")
+    more = _of_kind(source, params.get("VirtualizationType"))
     size = volumes.check_mapping(ebs, source["size_gib"], source["size_gib"])["size_gib"]
     _check_more(others)
     wanted = tags.specified(params, "image", "snapshot").get("image", {})
@@ -329,7 +365,7 @@ def register_image(ctx: Context, params: Input) -> Output:
         root_device=root,
         size_gib=size,
         block_devices=others,
-        more=source["more"],
+        more=more,
     )
     tags.put(ctx, image_id, wanted)
     return {"ImageId": image_id}
@@ -382,7 +418,7 @@ def describe_image_attribute(ctx: Context, params: Input) -> Output:
         "productCodes": lambda: {"ProductCodes": []},
         "blockDeviceMapping": lambda: {"BlockDeviceMappings": _view(row, [])["BlockDeviceMappings"]},
         "sriovNetSupport": lambda: {"SriovNetSupport": {}},
-        "bootMode": lambda: {"BootMode": {"Value": "legacy-bios"}},
+        "bootMode": lambda: {"BootMode": {"Value": _view(row, [])["BootMode"]}},
         "imdsSupport": lambda: {"ImdsSupport": {}},
     }
     if name not in values:

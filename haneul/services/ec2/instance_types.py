@@ -22,14 +22,17 @@ def _view(one: InstanceType) -> dict[str, Any]:
     nitro = one.hypervisor == "nitro"
     return {
         "InstanceType": one.name,
-        "CurrentGeneration": one.family != "t2",
+        "CurrentGeneration": one.current,
         "FreeTierEligible": one.free_tier,
         "SupportedUsageClasses": ["on-demand"],
         "SupportedRootDeviceTypes": ["ebs"],
-        "SupportedVirtualizationTypes": ["hvm"],
+        "SupportedVirtualizationTypes": [one.virtualization_type],
         "BareMetal": False,
         "Hypervisor": one.hypervisor,
-        "ProcessorInfo": {"SupportedArchitectures": [one.architecture], "SustainedClockSpeedInGhz": one.clock_ghz},
+        "ProcessorInfo": {
+            "SupportedArchitectures": [one.architecture],
+            "SustainedClockSpeedInGhz": one.clock_ghz or None,
+        },
         "VCpuInfo": {
             "DefaultVCpus": one.vcpus,
             "DefaultCores": one.cores,
@@ -41,16 +44,17 @@ def _view(one: InstanceType) -> dict[str, Any]:
             "EbsOptimizedSupport": "default" if nitro else "unsupported",
             "EncryptionSupport": "unsupported",
             "NvmeSupport": "unsupported",
+            "MaximumEbsAttachments": one.most_volumes,
         },
         "NetworkInfo": {
-            "NetworkPerformance": "Up to 5 Gigabit" if nitro else "Low to Moderate",
+            "NetworkPerformance": one.network,
             "MaximumNetworkInterfaces": one.interfaces,
             "MaximumNetworkCards": 1,
             "DefaultNetworkCardIndex": 0,
             "NetworkCards": [
                 {
                     "NetworkCardIndex": 0,
-                    "NetworkPerformance": "Up to 5 Gigabit" if nitro else "Low to Moderate",
+                    "NetworkPerformance": one.network,
                     "MaximumNetworkInterfaces": one.interfaces,
                 }
             ],
@@ -80,6 +84,7 @@ _FILTERS = {
     "dedicated-hosts-supported": "DedicatedHostsSupported",
     "ebs-info.ebs-optimized-support": "EbsInfo.EbsOptimizedSupport",
     "ebs-info.encryption-support": "EbsInfo.EncryptionSupport",
+    "ebs-info.maximum-ebs-attachments": "EbsInfo.MaximumEbsAttachments",
     "ebs-info.nvme-support": "EbsInfo.NvmeSupport",
     "free-tier-eligible": "FreeTierEligible",
     "hibernation-supported": "HibernationSupported",

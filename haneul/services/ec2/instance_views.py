@@ -72,7 +72,8 @@ def _view(
         "State": state_view(now),
         "StateTransitionReason": row["transition_reason"],
         "Architecture": kind.architecture,
-        "VirtualizationType": "hvm",
+        "VirtualizationType": kind.virtualization_type,
+        # EC2 says so of Nitro too.
         "Hypervisor": "xen",
         "RootDeviceName": row["root_device"],
         "RootDeviceType": "ebs",
@@ -100,7 +101,7 @@ def _view(
         "HibernationOptions": {"Configured": False},
         "CapacityReservationSpecification": {"CapacityReservationPreference": "open"},
         "MaintenanceOptions": {"AutoRecovery": "default"},
-        "CurrentInstanceBootMode": "legacy-bios",
+        "CurrentInstanceBootMode": "legacy-bios" if kind.virtualization_type == "hvm" else None,
         "PrivateDnsNameOptions": {
             "HostnameType": "ip-name",
             "EnableResourceNameDnsARecord": False,

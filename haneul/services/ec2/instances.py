@@ -10,13 +10,13 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from haneul.errors import CloudError, combination, invalid, missing
+from haneul.errors import CloudError, combination, invalid, missing, unsupported
 from haneul.model.instance import STATE_CODES, Reason, State, user_initiated
 from haneul.model.region import zone_id
 from haneul.services import placement, quotas
 from haneul.services.context import Context, Input, Later, Output, ec2, gmt, moment
 from haneul.services.describe import Computed, Listing, Related, check_ids, describe, listed, require
-from haneul.services.ec2 import instance_types, launch, placement_groups
+from haneul.services.ec2 import generations, instance_types, launch, placement_groups
 from haneul.services.ec2.instance_views import reservations, state_of, state_view, views
 from haneul.store import tables
 from haneul.store.database import Row
@@ -296,6 +296,7 @@ def _start(ctx: Context, row: Row, now: State) -> None:
         raise _incorrect(row, "started")
     placement.release(ctx.tx, row)
     kind = instance_types.find(row["instance_type"])
+    generations.check(ctx, kind, generations.of_instance(ctx, row))
     quotas.room_for_vcpus(ctx, kind)
     wanted = placement.need(ctx.settings, kind, row["zone"])
     group = placement_groups.named(ctx, {"GroupName": row["placement_group"]})
@@ -393,6 +394,12 @@ def get_console_output(ctx: Context, params: Input) -> Later:
 @ec2
 def get_console_screenshot(ctx: Context, params: Input) -> Later:
     (row,) = find(ctx, [params["InstanceId"]])
+    kind = instance_types.find(row["instance_type"])
+    if kind.generation == "paravirtual":
+        raise unsupported(
+            f"The instance '{row['id']}' is paravirtual ({kind.name}) and has no display to take a screenshot of; "
+            "GetConsoleOutput has its console."
+        )
     if state_of(row) != "running":
         raise _incorrect(row, "captured")
 
@@ -529,11 +536,11 @@ def modify_instance_attribute(ctx: Context, params: Input) -> Output:
         for interface in ctx.tx.select(tables.interfaces, instance_id=row["id"]):
             ctx.tx.update(tables.interfaces, interface["id"], source_dest_check=_truth(name, value))
     else:
-        ctx.tx.update(tables.instances, row["id"], **_column(row, name, value))
+        ctx.tx.update(tables.instances, row["id"], **_column(ctx, row, name, value))
     return {}
 
 
-def _column(row: Row, name: str, value: Any) -> dict[str, Any]:
+def _column(ctx: Context, row: Row, name: str, value: Any) -> dict[str, Any]:
     """The column that an attribute's change writes."""
     if name == "disableApiTermination":
         return {"disable_api_termination": _truth(name, value)}
@@ -544,8 +551,9 @@ def _column(row: Row, name: str, value: Any) -> dict[str, Any]:
             raise invalid(value, name)
         return {"shutdown_behavior": value}
     if name == "instanceType":
-        instance_types.find(value)
+        kind = instance_types.find(value)
         _need_stopped(row, "the type")
+        generations.check(ctx, kind, generations.of_instance(ctx, row))
         return {"instance_type": value}
     if name == "userData":
         _need_stopped(row, "user data")
@@ -628,5 +636,7 @@ def modify_instance_metadata_options(ctx: Context, params: Input) -> Output:
     if state_of(row) in ("terminated", "shutting-down"):
         raise _incorrect(row, "modified")
     options = launch.metadata_options(params, row["metadata_options"])
+    if why := generations.refuses_tokens(instance_types.find(row["instance_type"]), options["HttpTokens"]):
+        raise unsupported(why)
     ctx.tx.update(tables.instances, row["id"], metadata_options=options)
     return {"InstanceId": row["id"], "InstanceMetadataOptions": {"State": "pending", **options}}

@@ -24,6 +24,7 @@ from haneul.model.region import zone_id, zones
 from haneul.services import placement, quotas
 from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.ec2 import (
+    generations,
     images,
     instance_types,
     instance_views,
@@ -136,7 +137,7 @@ def _read(ctx: Context, params: Input) -> _Launch:
     subnet = _subnet(ctx, params, interface)
     groups = _groups(ctx, params, interface, subnet)
     group = placement_groups.named(ctx, params.get("Placement", {}))
-    return _Launch(
+    launch = _Launch(
         group=group,
         partition=placement_groups.partition(group, params.get("Placement", {})),
         system_tags=params.get("$system-tags", {}),
@@ -153,6 +154,18 @@ def _read(ctx: Context, params: Input) -> _Launch:
         key=keypairs.find(ctx, params["KeyName"]) if params.get("KeyName") else None,
         values=_values(params),
         tags=tags.specified(params, "instance", "volume", "network-interface", "spot-instances-request"),
+    )
+    generations.check(ctx, instance_type, _guest(launch))
+    return launch
+
+
+def _guest(launch: _Launch) -> generations.Guest:
+    return generations.Guest(
+        launch.image_id,
+        launch.image["name"],
+        images.boots_under(launch.image["more"], launch.image["disk"]),
+        launch.values["metadata_options"]["HttpTokens"],
+        len(launch.volumes),
     )
 
 
@@ -444,6 +457,8 @@ def _instance_row(ctx: Context, launch: _Launch, reservation: str, index: int) -
         "root_device": launch.image["root_device"],
         "placement_group": launch.group["name"] if launch.group else "",
         **launch.values,
+        # The image may be gone when the instance gets another type.
+        "more": launch.values["more"] | {"generations": list(_guest(launch).boots)},
     }
 
 

@@ -1,0 +1,49 @@
+"""What runs machines: a program for each kind of virtualization, behind one interface (`machines.py` is its only caller)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from haneul.drivers.places import Places
+from haneul.model.assignment import MachineSpec
+
+
+@dataclass(frozen=True)
+class Boot:
+    """A boot of a machine. `files` maps volume ids to disks, `taps` interface ids to open descriptors.
+
+    `feed` is a descriptor that writes to the machine's standard input. `first`: its root disk was never booted.
+    """
+
+    spec: MachineSpec
+    places: Places
+    files: dict[str, Path]
+    taps: dict[str, int]
+    uid: int
+    feed: int
+    first: bool
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to start, as root, and the descriptors that it needs beside its taps; they are closed here afterwards."""
+
+    command: list[str]
+    descriptors: tuple[int, ...] = ()
+
+
+class Engine(Protocol):
+    """A program that runs machines. `program` is its name for people.
+
+    What it starts speaks QMP on `places.qmp`, and writes QMP's events (BOOT, SHUTDOWN, EXIT) on its standard output.
+    """
+
+    program: str
+
+    def accelerator(self, spec: MachineSpec) -> str:
+        """What does the processor's work: `tcg`, `kvm`, `uml`."""
+
+    def launch(self, boot: Boot) -> Launch:
+        """Raises `DriverError` if it cannot."""
