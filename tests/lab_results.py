@@ -15,7 +15,7 @@ from haneul.model.generation import Way
 
 #: What bare metal gives, in the workload's unit.
 METAL = {
-    "integer": 2.8, "floating": 1.9, "sha256": 236.0, "primes": 980.0, "memory": 11800.0, "memory-blocks": 14200.0,
+    "registers": 2.8, "integer": 19.6, "floating": 1.9, "sha256": 236.0, "primes": 980.0, "memory": 11800.0, "memory-blocks": 14200.0,
     "page-fault": 0.61, "getppid": 0.19, "read": 0.25, "switch": 2.9, "pipe": 6.2, "fork": 102.0, "exec": 358.0,
     "timer": 10.5, "disk-sync": 880.0, "disk-write": 610.0, "disk-read": 5200.0, "net-latency": 18.7, "net-in": 31000.0,
     "net-out": 30500.0, "compile": 0.21,
@@ -23,25 +23,25 @@ METAL = {
 #: How many times slower the others are.
 FACTORS: dict[Way, dict[str, float]] = {
     "emulated": {
-        "integer": 4.4, "floating": 13.8, "sha256": 5.9, "primes": 8.7, "memory": 12.1, "memory-blocks": 9.4,
+        "registers": 0.98, "integer": 4.4, "floating": 13.8, "sha256": 5.9, "primes": 8.7, "memory": 12.1, "memory-blocks": 9.4,
         "page-fault": 9.8, "getppid": 6.9, "read": 8.1, "switch": 10.4, "pipe": 12.7, "fork": 19.1, "exec": 21.4,
         "timer": 14.8, "disk-sync": 3.4, "disk-write": 11.9, "disk-read": 61.0, "net-latency": 71.0, "net-in": 244.0,
         "net-out": 131.0, "compile": 17.3,
     },
     "emulated-fast": {
-        "integer": 4.3, "floating": 13.9, "sha256": 5.8, "primes": 8.6, "memory": 12.0, "memory-blocks": 9.3,
+        "registers": 1.01, "integer": 4.3, "floating": 13.9, "sha256": 5.8, "primes": 8.6, "memory": 12.0, "memory-blocks": 9.3,
         "page-fault": 9.6, "getppid": 6.8, "read": 8.2, "switch": 10.1, "pipe": 12.4, "fork": 18.8, "exec": 21.0,
         "timer": 13.2, "disk-sync": 1.9, "disk-write": 2.6, "disk-read": 7.4, "net-latency": 24.0, "net-in": 15.2,
         "net-out": 11.9, "compile": 17.0,
     },
     "paravirtual": {
-        "integer": 1.01, "floating": 1.0, "sha256": 1.02, "primes": 1.04, "memory": 1.06, "memory-blocks": 1.12,
+        "registers": 1.0, "integer": 1.01, "floating": 1.0, "sha256": 1.02, "primes": 1.04, "memory": 1.06, "memory-blocks": 1.12,
         "page-fault": 16.2, "getppid": 58.4, "read": 46.7, "switch": 9.7, "pipe": 17.9, "fork": 42.5, "exec": 25.4,
         "timer": 6.1, "disk-sync": 1.4, "disk-write": 2.1, "disk-read": 3.9, "net-latency": 9.6, "net-in": 21.0,
         "net-out": 26.0, "compile": 1.31,
     },
     "hvm": {
-        "integer": 1.0, "floating": 1.0, "sha256": 1.01, "primes": 1.0, "memory": 1.03, "memory-blocks": 1.05,
+        "registers": 1.0, "integer": 1.0, "floating": 1.0, "sha256": 1.01, "primes": 1.0, "memory": 1.03, "memory-blocks": 1.05,
         "page-fault": 1.9, "getppid": 1.02, "read": 1.04, "switch": 1.4, "pipe": 1.5, "fork": 1.3, "exec": 1.6,
         "timer": 3.4, "disk-sync": 1.3, "disk-write": 1.2, "disk-read": 1.8, "net-latency": 4.1, "net-in": 1.9,
         "net-out": 2.2, "compile": 1.04,

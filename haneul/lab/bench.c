@@ -61,7 +61,8 @@ static double now(void)
 
 /* ---- computing -------------------------------------------------------------------------------------------- */
 
-static void integer(uint64_t count)
+/* Arithmetic in registers alone: a translator makes nearly the same instructions of it. */
+static void registers(uint64_t count)
 {
     uint64_t x = sink | 1;
     for (uint64_t i = 0; i < count; i++) {
@@ -72,6 +73,27 @@ static void integer(uint64_t count)
         x *= 0x2545F4914F6CDD1DULL;
     }
     sink = x;
+}
+
+#define NUMBERS 64
+
+/* Sorts arrays of numbers by insertion: comparisons, branches and small accesses to memory, as most programs are made of. */
+static void integer(uint64_t count)
+{
+    static uint32_t sorted[NUMBERS];
+    uint32_t number = (uint32_t)sink;
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        for (int at = 0; at < NUMBERS; at++) {
+            int to = at;
+            number = number * 1664525u + 1013904223u;
+            for (; to > 0 && sorted[to - 1] > number >> 8; to--)
+                sorted[to] = sorted[to - 1];
+            sorted[to] = number >> 8;
+        }
+        sum += sorted[NUMBERS / 2];
+    }
+    sink += sum;
 }
 
 static void floating(uint64_t count)
@@ -438,7 +460,8 @@ struct workload {
 };
 
 static const struct workload WORKLOADS[] = {
-    {"integer", "ns", 1, 1e9, 0, NULL, integer},
+    {"registers", "ns", 1, 1e9, 0, NULL, registers},
+    {"integer", "ns", NUMBERS, 1e9, 0, NULL, integer},
     {"floating", "ns", 1, 1e9, 0, NULL, floating},
     {"sha256", "MB/s", SHA256_BYTES, 1e-6, 1, sha256_check, sha256},
     {"memory", "MB/s", 3.0 * WORDS * 8, 1e-6, 1, memory_prepare, memory},

@@ -30,8 +30,8 @@ TAG = "haneul:compare"
 #: Of about the same memory, and of one vCPU each, which is all that User-mode Linux has.
 TYPES: dict[Generation, str] = {"emulated": "e1.small", "paravirtual": "m1.small", "hvm": "t2.small"}
 BOOT_SECONDS = 900.0
-#: Where the API tells how an HVM type is run that does not run under KVM (docs/ARCHITECTURE.md).
-EMULATED_TAG = "aws:haneul:virtualization"
+#: Where the API tells how an instance is run, if that is more than its type says.
+VIRTUALIZATION_TAG = "aws:haneul:virtualization"
 
 #: Refusals that are about the server or the image: another generation may do.
 _NOT_HERE = {
@@ -213,8 +213,10 @@ class Cloud:
         init = boot.init_began(says, kernel)
         phases = boot.phases(boot.Moments(asked, answered, machine, kernel, init, greeted, done))
         tags = {tag["Key"]: tag["Value"] for tag in self._describe(instance["InstanceId"]).get("Tags", [])}
-        note = tags.get(EMULATED_TAG, "")
-        found = Found(generation, instance["InstanceType"], way_of(generation, note), "", note, says)
+        note = tags.get(VIRTUALIZATION_TAG, "")
+        found = Found(
+            generation, instance["InstanceType"], way_of(generation, note, says.get("processor", "")), "", note, says
+        )
         return Launched(guest, found, phases)
 
     def _machine(self, instance_id: str) -> float | None:
@@ -230,9 +232,10 @@ class Cloud:
 _SETTLE = "command -v systemctl >/dev/null && timeout 300 systemctl is-system-running --wait; exit 0"
 
 
-def way_of(generation: Generation, note: str) -> Way:
-    """An HVM type says in a tag that it is emulated; the others are what they ask for, and may say more of themselves."""
-    return "emulated-fast" if generation == "hvm" and note else generation
+def way_of(generation: Generation, note: str, processor: str) -> Way:
+    """An HVM type that does not run under KVM has a tag that says so, and a processor of QEMU's; the others are what they ask for."""
+    emulated = bool(note) or processor.startswith("QEMU TCG")
+    return "emulated-fast" if generation == "hvm" and emulated else generation
 
 
 def _greets(address: str) -> bool:

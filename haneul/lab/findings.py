@@ -81,6 +81,9 @@ def _translated(told: _Told) -> list[Text]:
     """What is so for every guest of QEMU's TCG."""
     integer, floating, call = told.factor("integer"), told.factor("floating"), told.factor("getppid")
     found = told.say("tcg-computing", integer="integer", sha256="sha256")
+    registers = told.factor("registers")
+    if registers and registers < CLEARLY:
+        found += told.say("tcg-registers", registers="registers")
     if integer and floating and floating > integer * CLEARLY:
         found += told.say("tcg-floating", floating="floating")
     found += told.say("tcg-memory", memory="memory")
@@ -174,7 +177,7 @@ GREGG = "B. Gregg 2017"
 XEN = "Barham et al., SOSP 2003"
 MECHANISM = Text("from how they work", "동작 원리에서")
 
-COMPUTING = ("integer", "floating", "sha256", "primes")
+COMPUTING = ("registers", "integer", "floating", "sha256", "primes")
 CALLS = ("getppid", "read", "fork", "exec")
 
 
@@ -274,7 +277,7 @@ def _emulated_slow(costs: Costs, virtualized: str) -> Agreement:
     def reason(one: _Measured) -> Text:
         if virtualized and one.name in ("page-fault", "fork", "exec", "switch", "pipe", "getppid", "read"):
             return FINDING["slow-baseline"]
-        return FINDING["simple-loop"] if one.name in ("integer", "memory", "memory-blocks") else FINDING["unknown"]
+        return FINDING["simple-loop"] if one.name == "registers" else FINDING["unknown"]
 
     found = _factors(costs, ("emulated", "emulated-fast"), names)
     return _within("emulated-slow", same(GREGG), found, 2.0, float("inf"), reason)

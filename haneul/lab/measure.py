@@ -76,7 +76,7 @@ class Meter:
         """How long a loop of integers takes on the server now, in ns; 0 if that cannot be found out."""
         if "bench" not in self.server.tools:
             return 0.0
-        words = [*self.server.tools["bench"], "integer", "--seconds", "0.2", "--samples", "3"]
+        words = [*self.server.tools["bench"], "registers", "--seconds", "0.2", "--samples", "3"]
         with contextlib.suppress(PlaceError, Unreadable):
             found = statistics.median(workloads.read_bench(self.server.run(words, 30)).samples)
             self.loops.append(found)

@@ -68,7 +68,8 @@ def way_name(way: Way) -> Text:
 
 WORKLOAD: dict[str, Text] = {
     "boot": Text("boot", "부팅"),
-    "integer": Text("integer loop", "정수 연산 루프"),
+    "registers": Text("arithmetic in registers", "레지스터 연산 루프"),
+    "integer": Text("integers: sorting", "정수 연산: 정렬"),
     "floating": Text("floating-point loop", "부동소수점 연산 루프"),
     "sha256": Text("SHA-256", "SHA-256 해시"),
     "primes": Text("primes (sysbench)", "소수 계산(sysbench)"),
@@ -92,7 +93,8 @@ WORKLOAD: dict[str, Text] = {
 }
 #: What is done, in a line.
 WORKLOAD_WHAT: dict[str, Text] = {
-    "integer": Text("xorshift64*: each step needs the one before; per step", "xorshift64*: 앞 단계 결과가 있어야 다음 단계로 진행, 단계당 시간"),
+    "registers": Text("xorshift64*: each step needs the one before; per step", "xorshift64*: 앞 단계 결과가 있어야 다음 단계로 진행, 단계당 시간"),
+    "integer": Text("insertion sort of 64 numbers; per number", "숫자 64개 삽입 정렬, 숫자당 시간"),
     "floating": Text("the logistic map in double precision; per step", "배정밀도 로지스틱 맵, 단계당 시간"),
     "sha256": Text("plain C, 16 KiB at a time", "순수 C 구현, 16KiB 단위"),
     "primes": Text("sysbench cpu, one thread", "sysbench cpu, 스레드 1개"),
@@ -329,9 +331,13 @@ WHY: dict[str, Text] = {
     # emulated, both ways
     "tcg-computing": Text(
         "The processor is a program: QEMU (TCG) translates the guest's instructions, block by block, into instructions of this "
-        "server, and runs the translation. Integers ×{integer}, SHA-256 ×{sha256}.",
+        "server, and runs the translation. Sorting integers ×{integer}, SHA-256 ×{sha256}.",
         "프로세서가 프로그램입니다. QEMU(TCG)가 게스트의 명령어를 블록 단위로 이 서버의 명령어로 번역해 실행합니다. "
-        "정수 연산은 {integer}배, SHA-256은 {sha256}배 걸립니다.",
+        "정수 정렬은 {integer}배, SHA-256은 {sha256}배 걸립니다.",
+    ),
+    "tcg-registers": Text(
+        "What stays in registers is translated into nearly the same instructions, once, and runs as on bare metal (×{registers}).",
+        "레지스터 안에서만 계산하는 코드는 거의 같은 명령어로 한 번 번역되어 베어메탈처럼 실행됩니다({registers}배).",
     ),
     "tcg-floating": Text(
         "Floating point costs more (×{floating}): every rounding and flag must be as on the guest's processor, so much of it "
@@ -549,8 +555,8 @@ FINDING: dict[str, Text] = {
         "기준값의 영향일 가능성이 큽니다. 이 서버 자체가 게스트여서 이 작업이 이미 비싸므로 배수가 작아집니다.",
     ),
     "simple-loop": Text(
-        "likely: a loop of a few instructions is translated once and then runs from QEMU's cache, which suits a translator best.",
-        "명령어 몇 개로 된 루프는 한 번 번역된 뒤 QEMU의 캐시에서 실행되므로 번역기에 가장 유리하기 때문으로 보입니다.",
+        "likely: a loop of a few instructions in registers is translated once, into nearly the same ones, and runs from QEMU's cache.",
+        "레지스터만 쓰는 짧은 루프는 거의 같은 명령어로 한 번 번역된 뒤 QEMU의 캐시에서 실행되기 때문으로 보입니다.",
     ),
     "slow-switch": Text(
         "a context switch takes {switch} on this server, and each system call of the guest needs some.",

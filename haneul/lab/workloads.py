@@ -140,6 +140,7 @@ _IPERF_SERVER = ("{iperf3}", "--server", "--one-off", "--port", "{port}")
 WORKLOADS: dict[str, Workload] = {
     one.name: one
     for one in (
+        _bench("registers", "computing", "cpu", "ns"),
         _bench("integer", "computing", "cpu", "ns"),
         _bench("floating", "computing", "cpu", "ns"),
         _bench("sha256", "computing", "cpu", "MB/s", "higher"),

@@ -32,7 +32,7 @@ class FakeServer(Server):
         self.loops, self.ran, self._fail = list(loops), [], fail
 
     def run(self, words: Sequence[str], seconds: float) -> str:
-        if words[1] == "integer":
+        if words[1] == "registers":
             return f'{{"samples": [{self.loops.pop(0) if self.loops else 1.0}]}}'
         self.ran.append(words[1])
         if words[1] == self._fail:
@@ -69,7 +69,9 @@ class FakeLauncher:
         self.log.append(f"launch {generation}")
         self.running += 1
         try:
-            found = Found(generation, "x1.small", way_of(generation, self.note), "", self.note, {"kernel": "6.1"})
+            found = Found(
+                generation, "x1.small", way_of(generation, self.note, "AMD EPYC"), "", self.note, {"kernel": "6.1"}
+            )
             yield Launched(FakeGuest(self.log, self.stop_at), found, (Phase("api", 0.0, 1.0), Phase("login", 1.0, 9.0)))
         finally:
             self.running -= 1
@@ -191,3 +193,11 @@ def test_what_was_disturbed_is_measured_once_more_and_the_quieter_kept(monkeypat
     found = meter.measure("metal", "metal", "read", 2, server)
     assert server.ran == ["getppid", "read", "read", "read"]
     assert found.after < 1.1
+
+
+def test_how_a_guest_is_run_is_told_by_its_tag_or_its_processor() -> None:
+    assert way_of("hvm", "", "AMD EPYC") == "hvm"
+    assert way_of("hvm", "emulated (TCG) with virtio devices: no KVM", "") == "emulated-fast"
+    assert way_of("hvm", "", "QEMU TCG CPU version 2.5+") == "emulated-fast"
+    assert way_of("emulated", "emulated (every device emulated)", "QEMU TCG CPU version 2.5+") == "emulated"
+    assert way_of("paravirtual", "paravirtual (User-mode Linux)", "UML") == "paravirtual"
