@@ -27,6 +27,7 @@ test: setup .clients/installed  ## Every test but the slow ones; real guests boo
 	$(SUDO) scripts/test $(SUITES) -m "not slow"
 
 test-slow: setup .clients/installed  ## What needs longer
+	$(SUDO) $(BIN)/python -m tests.nested.recipe
 	$(SUDO) scripts/test $(SUITES) -m slow
 
 check: .venv/installed  ## Linters, types, the direction of imports, the dependencies' licences and known vulnerabilities

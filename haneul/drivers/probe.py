@@ -7,6 +7,7 @@ with a tiny init under `-accel kvm`, wait for what that init prints, with a dead
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,10 @@ from pathlib import Path
 from haneul.drivers import guest, qemu_command
 
 DEADLINE = 12.0
+KILL_SECONDS = 3.0
+KVM = "/dev/kvm"
+#: What QEMU itself refuses, it refuses at once; nothing else begins so.
+REFUSED = "QEMU ended"
 
 
 async def boots(kernel: Path, accelerator: str, deadline: float = DEADLINE) -> str:
@@ -41,21 +46,45 @@ async def boots(kernel: Path, accelerator: str, deadline: float = DEADLINE) -> s
                     data = await process.stdout.read(4096)
                     if not data:
                         said = " ".join((await process.stderr.read()).decode(errors="replace").split())
-                        return f"QEMU ended: {said[:120] or 'it said nothing'}"
+                        return f"{REFUSED}: {said[:120] or 'it said nothing'}"
                     seen = seen[-8192:] + data
                 return ""
         except TimeoutError:
             return f"a guest hangs: nothing from its init within {deadline:.0f} s"
         finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+            await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill it. One that the kernel does not let go of, as it may happen where KVM is broken, is not waited for."""
+    if process.returncode is None:
+        process.kill()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), KILL_SECONDS)
+
+
+def opening_groups(mode: int, group: int) -> list[int] | None:
+    """The groups with which any user opens a device of such a mode; None if there are none. Nobody is put into root's."""
+    if mode & 0o006 == 0o006:
+        return []
+    return [group] if mode & 0o060 == 0o060 and group != 0 else None
+
+
+def kvm_groups() -> list[int] | None:
+    """The groups that a machine, which runs as a user of its own, needs for /dev/kvm; None if it cannot open it."""
+    try:
+        found = os.stat(KVM)
+    except OSError:
+        return None
+    return opening_groups(found.st_mode, found.st_gid)
 
 
 def kvm_device() -> str:
-    """Empty text if /dev/kvm is there for us to open."""
-    if not os.path.exists("/dev/kvm"):
+    """Empty text if /dev/kvm is there, for us and for machines to open."""
+    if not os.path.exists(KVM):
         return "there is no /dev/kvm (no hardware virtualization, or its module is not loaded)"
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if not os.access(KVM, os.R_OK | os.W_OK):
         return "no permission to open /dev/kvm"
+    if kvm_groups() is None:
+        return "only root may open /dev/kvm, and no machine runs as root: give it a group (chgrp kvm; chmod 660), as udev does"
     return ""

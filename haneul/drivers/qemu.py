@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from haneul.drivers import qemu_command
+from haneul.drivers import probe, qemu_command
 from haneul.drivers.engine import Boot, Launch
 from haneul.drivers.places import confined
 from haneul.drivers.qemu_command import Accelerator, Kernel
@@ -33,8 +32,8 @@ class QemuEngine:
         given = (
             qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, kernel) if kernel else None
         )
-        # KVM's device belongs to a group.
-        groups = [os.stat("/dev/kvm").st_gid] if accelerator == "kvm" else []
+        # Where no group opens KVM's device, QEMU says so.
+        groups = (probe.kvm_groups() or []) if accelerator == "kvm" else []
         return Launch(confined(boot.uid, groups, qemu_command.lives(own, given, boot.places, boot.feed)))
 
     def _kernel(self, spec: MachineSpec) -> Kernel | None:

@@ -39,17 +39,19 @@ Probe = Callable[[], Awaitable[str]]
 class LinuxServer:
     """`verdicts` is the file in which what the probes found is kept, for this boot of the server.
 
-    `paravirtual` boots a paravirtual guest and says why none ran (empty text: one did).
+    `paravirtual` boots a paravirtual guest and says why none ran (empty text: one did). Others have `deadline` seconds for it.
     """
 
     def __init__(
-        self, verdicts: Path, images: Path, wanted: str, changed: Callable[[], None], paravirtual: Probe
-    ) -> None:
+        self, verdicts: Path, images: Path, wanted: str, changed: Callable[[], None], paravirtual: Probe,
+        deadline: float = probe.DEADLINE,
+    ) -> None:  # fmt: skip
         self._file = verdicts
         self._images = images
         self._wanted = wanted
         self._changed = changed
         self._paravirtual = paravirtual
+        self._deadline = deadline
         self._task: asyncio.Task[None] | None = None
         self._found: dict[str, str] = {}
 
@@ -72,18 +74,19 @@ class LinuxServer:
     async def emulated(self) -> str:
         """Why no emulated guest runs; empty if one did, just now."""
         kernel = find_kernel(self._images)
-        return NO_KERNEL if kernel is None else await probe.boots(kernel, "tcg")
+        return NO_KERNEL if kernel is None else await probe.boots(kernel, "tcg", self._deadline)
 
     async def _probe_kvm(self) -> str:
         kernel = find_kernel(self._images)
-        return NO_KERNEL if kernel is None else await probe.boots(kernel, "kvm")
+        return NO_KERNEL if kernel is None else await probe.boots(kernel, "kvm", self._deadline)
 
     async def _verdict(self, name: str, ask: Probe) -> str:
         known = self._remembered().get(name)
         if known is not None:
             return known
         found = await ask()
-        if found != NO_KERNEL:
+        # A refusal is not kept: it is had again at once, and what it was for can go away.
+        if found != NO_KERNEL and not found.startswith(probe.REFUSED):
             self._file.write_text(json.dumps({"boot_id": _boot_id(), **self._remembered(), name: found}))
         return found
 

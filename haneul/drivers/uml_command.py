@@ -71,8 +71,10 @@ def kernel_arguments(spec: MachineSpec, first: bool) -> list[str]:
         for index, nic in enumerate(spec.nics)
     ]
     arguments += ["con=null", "con0=null", "ssl=null", "ssl0=fd:@CONSOLE@,fd:@CONSOLE@", "console=ttyS0"]
-    # Without DMI a guest's cloud-init cannot know where it is: it is told (Debian's images know it anyway).
-    arguments += ["root=/dev/ubda1", "rw" if first else "ro", "loglevel=5", "net.ifnames=0", "ci.datasource=Ec2"]
+    # Without DMI a guest's cloud-init cannot know where it is: it is told. haneul's Debian images answer with the uuid
+    # where they are asked for DMI data.
+    arguments += ["root=/dev/ubda1", "rw" if first else "ro", "loglevel=5", "net.ifnames=0"]
+    arguments += ["ci.datasource=Ec2", f"haneul.uuid={spec.uuid}"]
     return [*arguments, "umid=m", "uml_dir=/uml", "hostfs=/modules"]
 
 
@@ -101,7 +103,9 @@ def command(
 
 def probe(spec: MachineSpec, places: Places, filter_fd: int) -> list[str]:
     """A machine without disks that boots `initrd` of its folder."""
-    return _machine(spec.instance_id, places, [], [], filter_fd, _kernel(spec, True, filter_fd, "/machine/initrd"))
+    words = _machine(spec.instance_id, places, [], [], filter_fd, _kernel(spec, True, filter_fd, "/machine/initrd"))
+    # A machine outlives haneul, a probe does not.
+    return [words[0], "--die-with-parent", *words[1:]]
 
 
 def _machine(
@@ -121,7 +125,7 @@ def _machine(
         if disk.base is not None:
             bound += ["--ro-bind", str(disk.base), str(disk.base)]
     return [
-        "bwrap", "--die-with-parent", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-net",
+        "bwrap", "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-net",
         "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--hostname", name,
         # In its own user namespace: to serve the exports and to make the kernel's sandbox.
         "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP", "--cap-add", "CAP_NET_ADMIN",

@@ -97,6 +97,40 @@ def test_only_a_guest_that_ran_says_usable() -> None:
     assert "QEMU ended" in asyncio.run(probe.boots(Path("/dev/null"), "tcg", 20))
 
 
+def test_a_kvm_without_hardware_is_refused_in_time() -> None:
+    """/dev/kvm opens, answers and makes a machine also where the processor has neither VMX nor SVM; a guest hangs there."""
+    kernel = find_kernel(IMAGES)
+    if (
+        kernel is None
+        or shutil.which("qemu-system-x86_64") is None
+        or probe.kvm_device().startswith(("there is", "no "))
+    ):
+        pytest.skip("it needs a /dev/kvm, QEMU and a built image")
+    if {"vmx", "svm"} & set(Path("/proc/cpuinfo").read_text().split()):
+        pytest.skip("this processor has hardware virtualization")
+    began = time.monotonic()
+    assert asyncio.run(probe.boots(kernel, "kvm", 5)) != ""
+    assert time.monotonic() - began < 5 + probe.KILL_SECONDS + 2
+
+
+@pytest.mark.parametrize(("found", "kept"), [("", True), ("a guest hangs", True), (f"{probe.REFUSED}: busy", False)])
+def test_what_is_had_again_at_once_is_not_kept(
+    found: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A QEMU that was not installed or a KVM that another program holds is no verdict for the whole boot."""
+
+    async def boots(*_: object) -> str:
+        return found
+
+    monkeypatch.setattr(probe, "kvm_device", lambda: "")
+    monkeypatch.setattr(probe, "boots", boots)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "vmlinuz").touch()
+    verdict = tmp_path / "kvm.json"
+    assert asyncio.run(LinuxServer(verdict, tmp_path, "auto", lambda: None, _nothing).kvm()) == found
+    assert verdict.exists() == kept
+
+
 Make = Callable[[], MetadataDriver]
 VPC = "vpc-0123456789abcdef0"
 SPEC = MetadataSpec(
