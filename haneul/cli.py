@@ -701,7 +701,10 @@ def compare(
     from haneul.lab.cloud import Session
 
     settings = config.load()
-    asked = lab.request(generations, workloads, runs, output, image, again)
+    try:
+        asked = lab.request(generations, workloads, runs, output, image, again)
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None
     if settings.drivers == "fake":
         raise SettingsError('fake drivers run no guest: there is nothing to compare (drivers = "auto" has real ones)')
     _need_running(settings)

@@ -108,7 +108,8 @@ class Meter:
             while True:
                 try:
                     return command, workload.read(self.server.run_anywhere(command, 60))
-                except PlaceError:
+                # iperf3 says that nobody listens, and that it ended well.
+                except (PlaceError, Unreadable):
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.3)
