@@ -111,8 +111,10 @@ def kernel_arguments(spec: MachineSpec, first: bool) -> list[str]:
         for index, nic in enumerate(spec.nics)
     ]
     arguments += ["con=null", "con0=null", "ssl=null", "ssl0=fd:@CONSOLE@,fd:@CONSOLE@", "console=ttyS0"]
-    # Without DMI a guest's cloud-init cannot know where it is: it is told (Debian's images know it anyway).
-    arguments += ["root=/dev/ubda1", "rw" if first else "ro", "loglevel=5", "net.ifnames=0", "ci.datasource=Ec2"]
+    # Without DMI a guest's cloud-init cannot know where it is: it is told. haneul's Debian images answer with the uuid
+    # where they are asked for DMI data.
+    arguments += ["root=/dev/ubda1", "rw" if first else "ro", "loglevel=5", "net.ifnames=0"]
+    arguments += ["ci.datasource=Ec2", f"haneul.uuid={spec.uuid}"]
     return [*arguments, "umid=m", "uml_dir=/uml", "hostfs=/modules"]
 
 

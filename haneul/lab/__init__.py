@@ -1,0 +1,1 @@
+"""The generations of virtualization side by side: workloads, measurements, the report."""
