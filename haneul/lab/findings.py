@@ -59,6 +59,14 @@ class _Told:
         total, part = booted.median.samples[0], longest.ended - longest.began
         return [WHY["boots"].of(seconds=f"{total:.1f}", phase=PHASE[longest.name], part=f"{part:.1f}")]
 
+    def excess(self) -> list[Text]:
+        """Where a way computes on the processor itself, and was slower than that explains."""
+        found = _factors(self.costs, (self.way,), ("integer", "floating", "sha256"))
+        much = [one for one in found if one.value > CLEARLY]
+        if not much:
+            return []
+        return [WHY["unexplained-disturbed" if any(one.disturbed for one in much) else "unexplained"]]
+
     def waits(self) -> list[Text]:
         sync = self.factor("disk-sync")
         return self.say("sync-waits", sync="disk-sync") if sync is not None and sync < CLEARLY else []
@@ -125,7 +133,7 @@ def _as_emulated(told: _Told) -> list[Text]:
 
 
 def _paravirtual(told: _Told, virtualized: str) -> list[Text]:
-    found = told.say("uml-computing", integer="integer", floating="floating", sha256="sha256")
+    found = told.say("uml-computing", integer="integer", floating="floating", sha256="sha256") + told.excess()
     memory = told.factor("memory")
     if memory:
         found += told.say("uml-memory-same" if memory < SAME_SPEED else "uml-memory", memory="memory")
@@ -153,7 +161,7 @@ def _ptrace(told: _Told) -> list[Text]:
 
 
 def _hvm(told: _Told, virtualized: str) -> list[Text]:
-    found = told.say("hvm-computing", integer="integer", floating="floating", sha256="sha256")
+    found = told.say("hvm-computing", integer="integer", floating="floating", sha256="sha256") + told.excess()
     found += told.say("hvm-call", getppid="getppid") + told.say("hvm-fault", fault="page-fault")
     found += told.timer("timer-hvm")
     found += told.say("hvm-devices", write="disk-write", read="disk-read", latency="net-latency") + told.waits()

@@ -486,6 +486,14 @@ WHY: dict[str, Text] = {
         "서버 자체가 게스트이므로 게스트를 나갈 때마다 그 아래의 하이퍼바이저를 거칩니다.",
     ),
     # all
+    "unexplained": Text(
+        "For programs that the processor runs itself that is much, and no reason is established.",
+        "프로세서가 직접 실행하는 프로그램치고는 큰 값이며, 이유는 밝혀지지 않았습니다.",
+    ),
+    "unexplained-disturbed": Text(
+        "For programs that the processor runs itself that is much: likely the server was not quiet while it was measured (≈).",
+        "프로세서가 직접 실행하는 프로그램치고는 큰 값입니다. 측정하는 동안 서버가 조용하지 않았기 때문으로 보입니다(≈).",
+    ),
     "compile": Text(
         "Compiling, which is a bit of everything: ×{compile}.",
         "여러 작업이 섞인 컴파일은 {compile}배입니다.",

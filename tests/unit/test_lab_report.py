@@ -272,3 +272,4 @@ def test_what_was_measured_on_a_busy_server_is_not_called_unknown() -> None:
         "→ Likely: the server was not quiet while some of it was measured (≈).",
     ]
     assert "page fault (×16 here)" in found["build"].because[1].en
+    assert "likely the server was not quiet" in _english(costs.of(whole), "paravirtual")
