@@ -384,6 +384,8 @@ def _figure(way: Way, name: str, found: Costs) -> str:
 
 
 def _reach(cost: Cost, name: str) -> str:
+    if cost.summary.samples == 1:
+        return _tag("small", "n = 1")
     unit = WORKLOADS[name].unit
     low, _, same_unit = amount(cost.summary.low, unit).partition(" ")
     high = amount(cost.summary.high, unit)
