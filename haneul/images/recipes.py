@@ -154,18 +154,20 @@ def with_dependencies(modules: Path, names: Iterable[str]) -> list[Path]:
     there is no modprobe to answer, it has to be loaded before. A name that is not there is built into the kernel.
     """
     index = _module_index(modules)
-    ordered: dict[str, None] = {}
+    begun: set[str] = set()  # soft dependencies may go round in circles
+    ordered: list[Path] = []
 
     def add(name: str) -> None:
         for path in index.load_order(name):
-            if path not in ordered:
+            if path not in begun:
+                begun.add(path)
                 for wanted in index.soft.get(_module_name(path), ()):
                     add(wanted)
-                ordered[path] = None
+                ordered.append(modules / path)
 
     for name in names:
         add(name)
-    return [modules / path for path in ordered]
+    return ordered
 
 
 @dataclass(frozen=True)
