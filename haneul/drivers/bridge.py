@@ -41,7 +41,7 @@ RESOLVER = "169.254.169.253"
 _EDGE_SIDE = "169.254.255.1"
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _TUNSETIFF = 0x400454CA
-_NUD_NOARP, _NTF_MASTER = 0x40, 0x04
+_NUD_PERMANENT, _NTF_MASTER = 0x80, 0x04
 _EEXIST, _ENODEV, _ESRCH = 17, 19, 3
 
 
@@ -454,7 +454,8 @@ def _open_tap(nic: NicSpec) -> int:
             routes.link("set", index=index, master=_index(routes, nftables.bridge_name(nic.subnet_id)))
             # A port is told its MAC and learns none: such a frame would teach it, and so draw another's traffic.
             routes.brport("set", index=index, isolated=1, learning=0, unicast_flood=0, mcast_flood=0)
-            routes.fdb("append", ifindex=index, lladdr=nic.mac, state=_NUD_NOARP, flags=_NTF_MASTER)
+            # Permanent: who has another tap's descriptor may give that port this MAC, and the bridge would believe it.
+            routes.fdb("append", ifindex=index, lladdr=nic.mac, state=_NUD_PERMANENT, flags=_NTF_MASTER)
             routes.link("set", index=index, state="up")
         except BaseException:
             os.close(descriptor)

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from haneul.drivers import probe
+from haneul.drivers import files, probe
 from haneul.drivers.qemu_command import Accelerator
 from haneul.model.assignment import ServerFacts
 
@@ -87,7 +87,8 @@ class LinuxServer:
         found = await ask()
         # A refusal is not kept: it is had again at once, and what it was for can go away.
         if found != NO_KERNEL and not found.startswith(probe.REFUSED):
-            self._file.write_text(json.dumps({"boot_id": _boot_id(), **self._remembered(), name: found}))
+            value = {"boot_id": _boot_id(), **self._remembered(), name: found}
+            files.replace(self._file, json.dumps(value).encode())
         return found
 
     def _remembered(self) -> dict[str, str]:

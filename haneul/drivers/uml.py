@@ -61,18 +61,22 @@ class UmlEngine:
             uml_command.Disk(boot.files[one.volume_id], self._base(one.image) if one.image else None)
             for one in boot.spec.disks
         ]
-        descriptor = _filter()
-        words = uml_command.command(boot.spec, boot.places, disks, list(boot.taps.values()), descriptor, boot.first)
-        return Launch(confined(boot.uid, [], words), (descriptor,))
+        filters = _filters()
+        words = uml_command.command(boot.spec, boot.places, disks, list(boot.taps.values()), filters, boot.first)
+        return Launch(confined(boot.uid, [], words), (filters.kernel, filters.machine))
 
     def _base(self, image: str) -> Path:
         return (self._images / image / "disk.qcow2").absolute()
 
 
-def _filter() -> int:
-    """A descriptor of the kernel's filter, as bwrap(1) takes it."""
+def _filters() -> uml_command.Filters:
+    return uml_command.Filters(_filter(uml_command.kernel_filter()), _filter(uml_command.machine_filter()))
+
+
+def _filter(program: bytes) -> int:
+    """A descriptor of a filter of system calls, as bwrap(1) takes it."""
     descriptor = os.memfd_create("seccomp")
-    os.write(descriptor, uml_command.kernel_filter())
+    os.write(descriptor, program)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
 
@@ -112,15 +116,16 @@ async def probe(data: Path, uid: int, deadline: float = DEADLINE) -> str:
 
 async def _until_it_ran(places: Places, uid: int, deadline: float) -> str:
     """Empty once the guest has said that it runs; else what its processes said on standard error."""
-    descriptor = _filter()
-    words = ["setpriv", "--pdeathsig", "KILL", "--", *confined(uid, [], uml_command.probe(_PROBE, places, descriptor))]
+    filters = _filters()
+    words = ["setpriv", "--pdeathsig", "KILL", "--", *confined(uid, [], uml_command.probe(_PROBE, places, filters))]
     try:
         process = await asyncio.create_subprocess_exec(
             *words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            pass_fds=(descriptor,), cwd="/", env={"PATH": "/usr/bin:/bin"},
+            pass_fds=(filters.kernel, filters.machine), cwd="/", env={"PATH": "/usr/bin:/bin"},
         )  # fmt: skip
     finally:
-        os.close(descriptor)
+        os.close(filters.kernel)
+        os.close(filters.machine)
     until = time.monotonic() + deadline
     try:
         while guest.MARKER not in _content(places.console_log):

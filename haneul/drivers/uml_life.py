@@ -12,10 +12,10 @@ Sources: Linux, Documentation/virt/uml/user_mode_linux_howto_v2.rst; arch/um/dri
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -40,13 +40,37 @@ BANNER = b"Core dump limits"
 LAST_WORDS = 2000
 #: A command is shorter than this.
 MOST_WAITING = 65536
+#: Of each kind; when one more comes, the oldest goes.
+MOST_CONNECTIONS = 32
+#: Logs are cut from outside, before they are so long; if nobody does that, here. Bytes.
+MOST_LOG, KEPT_LOG = 4 << 20, 128 << 10
+#: Flags of mount(2).
+MS_NOSUID, MS_NODEV, MS_REMOUNT = 2, 4, 32
+
+
+def bound(place: str, mebibytes: int, files: int) -> None:
+    """So much may be in a tmpfs at most: what a guest writes there is the server's memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = f"size={mebibytes}m,nr_inodes={files}".encode()
+    if libc.mount(None, place.encode(), None, MS_REMOUNT | MS_NOSUID | MS_NODEV, options):
+        sys.exit(f"{place} cannot be bounded: {os.strerror(ctypes.get_errno())}")
+
+
+def keep(descriptor: int, said: bytes) -> None:
+    """Write to a log. A full disk costs lines of it, and nothing else."""
+    with contextlib.suppress(OSError):
+        size = os.fstat(descriptor).st_size
+        if size > MOST_LOG:
+            said = os.pread(descriptor, KEPT_LOG, size - KEPT_LOG) + said
+            os.ftruncate(descriptor, 0)
+        os.write(descriptor, said)
 
 
 def event(name: str, **data: object) -> None:
     """One line of the machine's event log, in QEMU's form."""
     now = time.time()
     stamp = {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
-    os.write(1, (json.dumps({"timestamp": stamp, "event": name, "data": data}) + "\n").encode())
+    keep(1, (json.dumps({"timestamp": stamp, "event": name, "data": data}) + "\n").encode())
 
 
 def listen(path: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -54,7 +78,7 @@ def listen(path: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
         os.unlink(path)
     found = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     found.bind(path)
-    found.listen(8)
+    found.listen(128)
     return found
 
 
@@ -86,14 +110,14 @@ class Life:
         self.config = config
         self.selector = selectors.DefaultSelector()
         self.clients: dict[socket.socket, bytes] = {}
-        self.viewers: set[socket.socket] = set()
+        self.viewers: dict[socket.socket, bytes] = {}
         self.links: dict[int, socket.socket | None] = {}
         self.buffer = bytearray(FRAME)
         self.view = memoryview(self.buffer)
         self.going_down = False
         self.quitting = False
         self.starts = 0
-        self.log = os.open("/machine/console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.log = os.open("/machine/console.log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
     # --- the guest kernel ---------------------------------------------------------------------------------
 
@@ -116,6 +140,8 @@ class Life:
         os.close(said_write)
         os.set_blocking(master, False)
         self.console = master
+        self.said = said_read
+        os.set_blocking(said_read, False)
         self.selector.register(master, selectors.EVENT_READ, self.from_console)
         self.selector.register(said_read, selectors.EVENT_READ, self.from_kernel)
         self.ended = os.pidfd_open(self.guest.pid)
@@ -125,10 +151,7 @@ class Life:
     def from_kernel(self, descriptor: int) -> None:
         """What the kernel says before it has a console, and when it dies."""
         said = self.read(descriptor)
-        if said is None:
-            return
         if not said:
-            self.selector.unregister(descriptor)
             return
         fresh = self.last_words[1 - len(BANNER) :] + said
         self.last_words = (self.last_words + said)[-LAST_WORDS:]
@@ -144,6 +167,9 @@ class Life:
     def over(self, _descriptor: int) -> None:
         """The kernel has ended: by its own poweroff, by order, or in a crash."""
         code = self.guest.wait()
+        for _ in range(BATCH):  # its last words
+            self.from_console(self.console)
+            self.from_kernel(self.said)
         if code == 0:
             self.finish("guest-shutdown")
         os.write(2, self.last_words[-600:])
@@ -169,31 +195,32 @@ class Life:
         self.end(1)
 
     def mconsole(self, command: str) -> None:
-        """A command for the management console of the kernel; it may be too young to hear, and no answer is waited for."""
+        """A command for the management console of the kernel. It may be too young to hear it, or too ill: nothing is waited for."""
         text = command.encode()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        with socket.socket(socket.AF_UNIX, kind) as sender, contextlib.suppress(OSError):
             sender.sendto(MCONSOLE.pack(0xCAFEBABE, 2, len(text), text), "/uml/m/mconsole")
 
     # --- the console --------------------------------------------------------------------------------------
 
-    @staticmethod
-    def read(descriptor: int) -> bytes | None:
+    def read(self, descriptor: int) -> bytes:
+        """Nothing if there is nothing; and nothing ever more, when the last one who could say something has closed it."""
         try:
-            return os.read(descriptor, 65536)
+            said = os.read(descriptor, 65536)
         except BlockingIOError:
-            return None
-        except OSError:  # the last one who had a terminal open has closed it
             return b""
+        except OSError:
+            said = b""
+        if not said:
+            with contextlib.suppress(KeyError):
+                self.selector.unregister(descriptor)
+        return said
 
     def from_console(self, descriptor: int) -> None:
         said = self.read(descriptor)
-        if said is None:
-            return
         if not said:
-            self.selector.unregister(descriptor)
             return
-        with contextlib.suppress(OSError):  # a full disk costs lines of the log
-            os.write(self.log, said)
+        keep(self.log, said)
         for viewer in list(self.viewers):
             try:
                 viewer.send(said)
@@ -203,10 +230,9 @@ class Life:
                 self.leave(viewer)
 
     def new_viewer(self, server: socket.socket) -> None:
-        viewer, _ = server.accept()
-        viewer.setblocking(False)
-        self.viewers.add(viewer)
-        self.selector.register(viewer, selectors.EVENT_READ, self.from_viewer)
+        viewer = self.accept(server, self.viewers)
+        if viewer is not None:
+            self.selector.register(viewer, selectors.EVENT_READ, self.from_viewer)
 
     def from_viewer(self, viewer: socket.socket) -> None:
         try:
@@ -219,18 +245,30 @@ class Life:
         with contextlib.suppress(OSError):
             os.write(self.console, typed)
 
-    def leave(self, viewer: socket.socket) -> None:
-        self.viewers.discard(viewer)
-        self.clients.pop(viewer, None)
-        with contextlib.suppress(KeyError):
-            self.selector.unregister(viewer)
-        viewer.close()
+    def accept(self, server: socket.socket, others: dict[socket.socket, bytes]) -> socket.socket | None:
+        try:
+            found, _ = server.accept()
+        except OSError:
+            return None
+        if len(others) >= MOST_CONNECTIONS:
+            self.leave(next(iter(others)))
+        found.setblocking(False)
+        others[found] = b""
+        return found
+
+    def leave(self, connection: socket.socket) -> None:
+        self.viewers.pop(connection, None)
+        self.clients.pop(connection, None)
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(connection)
+        connection.close()
 
     # --- control ------------------------------------------------------------------------------------------
 
     def new_client(self, server: socket.socket) -> None:
-        client, _ = server.accept()
-        self.clients[client] = b""
+        client = self.accept(server, self.clients)
+        if client is None:
+            return
         self.selector.register(client, selectors.EVENT_READ, self.from_client)
         version = {"qemu": {"micro": 0, "minor": 0, "major": 1}, "package": "haneul, User-mode Linux"}
         self.tell(client, {"QMP": {"version": version, "capabilities": []}})
@@ -238,7 +276,7 @@ class Life:
     def tell(self, client: socket.socket, value: object) -> None:
         try:
             client.send((json.dumps(value) + "\r\n").encode())
-        except OSError:
+        except OSError:  # it is gone, or asks without hearing
             self.leave(client)
 
     def from_client(self, client: socket.socket) -> None:
@@ -257,6 +295,9 @@ class Life:
                 asked, length = json.JSONDecoder().raw_decode(text)
             except ValueError:
                 break
+            except RecursionError:
+                self.leave(client)
+                return
             text = text[length:]
             self.carry_out(client, asked)
         if client in self.clients:
@@ -293,10 +334,10 @@ class Life:
             self.selector.register(tap, selectors.EVENT_READ, partial(self.to_guest, index=index))
 
     def link(self, server: socket.socket, index: int) -> None:
-        connection, _ = server.accept()
-        # The guest's driver binds its own end to a name, and could not a second time while that is there.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"/uml/guest{index}")
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
         self.unlink(index)
         connection.setblocking(False)
         self.links[index] = connection
@@ -347,6 +388,8 @@ class Life:
     # --- from the beginning to the end --------------------------------------------------------------------
 
     def live(self) -> NoReturn:
+        for place, bounds in self.config["bounds"].items():
+            bound(place, *bounds)
         self.exports = export(self.config["disks"])
         self.selector.register(os.pidfd_open(self.exports.pid), selectors.EVENT_READ, self.no_exports)
         self.serve_network()
@@ -355,15 +398,14 @@ class Life:
         self.selector.register(listen("/machine/qmp.sock"), selectors.EVENT_READ, self.new_client)
         while True:
             for key, _ in self.selector.select():
-                # What an earlier one of this round has closed is not asked any more.
-                if key.fd in self.selector.get_map():
+                # What an earlier one of this round has closed is not asked any more, nor what has its number now.
+                if self.selector.get_map().get(key.fd) is key:
                     key.data(key.fileobj)
 
 
 def main() -> None:
     config = json.loads(sys.argv[1])
-    # A crash writes no core file: it would hold the guest's memory. When memory runs out, a machine goes first.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # When memory runs out, a machine goes first.
     with open("/proc/self/oom_score_adj", "w") as score:
         score.write(str(config["oom_score"]))
     Life(config).live()

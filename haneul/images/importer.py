@@ -19,6 +19,7 @@ from haneul.errors import SettingsError
 from haneul.images import fetch, formats, sandbox
 from haneul.images.formats import GIB, MIB, SECTOR, Header
 from haneul.images.store import ImageStore, Say, check_name
+from haneul.model.generation import Generation
 from haneul.model.image import CatalogueImage
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -31,6 +32,9 @@ _DRIVERS = {
     "vmdk": "driver=vmdk",
     "vhd": "driver=vpc,force_size_calc=current_size",
 }
+#: What an imported disk is taken to boot under: it has a boot record, and whose drivers it has is not known. User-mode
+#: Linux is for what was made for it.
+GENERATIONS: tuple[Generation, ...] = ("emulated", "hvm")
 _PERCENT = re.compile(rb"\((\d{1,3})\.\d+/100%\)")
 
 
@@ -107,6 +111,7 @@ def _fill(wanted: Wanted, bounds: Bounds, work: Path, output: Path, say: Say) ->
         "description": wanted.description or f"Imported from {source}"[:255],
         "size_gib": size_gib,
         "user": wanted.user,
+        "generations": list(GENERATIONS),
         "imported": {"format": wanted.format, "sha256": copied.sha256, "source": source},
     }
 

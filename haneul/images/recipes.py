@@ -18,6 +18,7 @@ Debian packages on the host: ``mmdebstrap``, ``e2fsprogs``, ``fdisk``, ``qemu-ut
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -37,13 +38,18 @@ MIB = 1024 * 1024
 ROOT_START = 2 * MIB
 BOOT_START = 1 * MIB
 
-# Disk drivers for the initial RAM disk. ext4 and NVMe are built into Debian's cloud kernel.
-VIRTIO_DISK = ("virtio_pci", "virtio_blk")
-OTHER_DISKS = ("virtio_scsi", "ata_piix", "sd_mod")
+# Debian's kernel for virtual machines, and the one for all machines: only that has drivers of real network cards.
+CLOUD_KERNEL = "linux-image-cloud-amd64"
+FULL_KERNEL = "linux-image-amd64"
+
+# Drivers for the initial RAM disk: what the usual machine has, and what is loaded only if no root disk is found then.
+# Debian's cloud kernel has ext4 and NVMe built in, its full kernel has everything as modules.
+USUAL_DISK = ("virtio_pci", "virtio_blk", "ext4")
+OTHER_DISKS = ("ata_piix", "ata_generic", "virtio_scsi", "nvme", "sd_mod")
 
 # What the boot loader needs to find and start a kernel even when /boot/grub is damaged.
 GRUB_MODULES = (
-    "biosdisk", "part_gpt", "ext2", "normal", "linux", "search", "search_label", "search_fs_uuid", "configfile",
+    "biosdisk", "part_gpt", "ext2", "normal", "linux", "linux16", "search", "search_label", "search_fs_uuid", "configfile",
     "echo", "test", "ls", "cat", "serial", "terminal", "gzio", "minicmd", "reboot", "halt", "all_video", "sleep",
 )  # fmt: skip
 
@@ -144,19 +150,64 @@ def with_dependencies(modules: Path, names: Iterable[str]) -> list[Path]:
     """The files of kernel modules and of all that they need, in an order in which they can be loaded.
 
     ``modules`` is /lib/modules/RELEASE after depmod. Its modules.dep lists the needs of a module nearest first, so
-    reversed they load. A name that is not there is built into the kernel.
+    reversed they load. What a module only asks for while it works (ext4 for a checksum) is its "soft" dependency: where
+    there is no modprobe to answer, it has to be loaded before. A name that is not there is built into the kernel.
     """
+    index = _module_index(modules)
+    begun: set[str] = set()  # soft dependencies may go round in circles
+    ordered: list[Path] = []
+
+    def add(name: str) -> None:
+        for path in index.load_order(name):
+            if path not in begun:
+                begun.add(path)
+                for wanted in index.soft.get(_module_name(path), ()):
+                    add(wanted)
+                ordered.append(modules / path)
+
+    for name in names:
+        add(name)
+    return ordered
+
+
+@dataclass(frozen=True)
+class _ModuleIndex:
+    """What depmod wrote: the file of each module, the files that each file needs, soft dependencies, other names."""
+
+    files: dict[str, str]
+    needs: dict[str, list[str]]
+    soft: dict[str, list[str]]
+    aliases: dict[str, list[str]]
+
+    def load_order(self, name: str) -> list[str]:
+        """A module's file behind those it needs; for an alias all modules that have it."""
+        plain = _module_name(name)
+        found = [plain] if plain in self.files else self.aliases.get(name, [])
+        files = [self.files[one] for one in found if one in self.files]
+        return [path for file in files for path in (*reversed(self.needs[file]), file)]
+
+
+def _module_index(modules: Path) -> _ModuleIndex:
     needs: dict[str, list[str]] = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         path, _, rest = line.partition(":")
         needs[path] = rest.split()
-    by_name = {Path(path).stem.replace("-", "_"): path for path in needs}
-    ordered: dict[str, None] = {}
-    for name in names:
-        found = by_name.get(name)
-        if found is not None:
-            ordered.update(dict.fromkeys([*reversed(needs[found]), found]))
-    return [modules / path for path in ordered]
+    soft: dict[str, list[str]] = {}
+    for line in (modules / "modules.softdep").read_text().splitlines():
+        match line.split():
+            case ["softdep", name, "pre:", *wanted]:
+                soft.setdefault(name, []).extend(wanted[: wanted.index("post:")] if "post:" in wanted else wanted)
+    aliases: dict[str, list[str]] = {}
+    for line in (modules / "modules.alias").read_text().splitlines():
+        match line.split():
+            case ["alias", alias, name]:
+                aliases.setdefault(alias, []).append(name)
+    return _ModuleIndex({_module_name(path): path for path in needs}, needs, soft, aliases)
+
+
+def _module_name(path: str) -> str:
+    """The name under which the kernel knows a module: that of its file, with underscores."""
+    return Path(path).stem.replace("-", "_")
 
 
 def libraries(tree: Path, program: str) -> list[str]:
@@ -241,7 +292,7 @@ def small_initrd(busybox: Path, modules: Path) -> bytes:
     compressed because an emulated machine unpacks more slowly than QEMU hands it over.
     """
     files = {"init": INITRD_INIT.encode(), "bin/busybox": busybox.read_bytes()}
-    for group, names in (("first", VIRTIO_DISK), ("others", OTHER_DISKS)):
+    for group, names in (("first", USUAL_DISK), ("others", OTHER_DISKS)):
         paths = with_dependencies(modules, names)
         files[f"modules/{group}"] = "".join(f"{path.name}\n" for path in paths).encode()
         files.update({f"modules/{path.name}": path.read_bytes() for path in paths})
@@ -342,21 +393,23 @@ def finish(disk: Path, output: Path, kernel: Path, initrd: bytes, cmdline: str) 
 # ---------------------------------------------------------------------------------------------------------------------
 
 TINY_PACKAGES = (
-    "linux-image-cloud-amd64", "busybox-static", "dropbear-bin", "grub-pc-bin", "grub-common", "e2fsprogs", "fdisk",
+    "busybox-static", "dropbear-bin", "grub-pc-bin", "grub-common", "e2fsprogs", "fdisk",
     "util-linux", "kmod",
 )  # fmt: skip
 TINY_PROGRAMS = ("/usr/sbin/dropbear", "/usr/bin/dropbearkey", "/usr/bin/partx", "/sbin/sfdisk", "/sbin/resize2fs")
-TINY_START_MODULES = ("evdev", "button", "virtio_net")
-TINY_MORE_MODULES = ("virtio_rng", "virtio_balloon", "virtio_scsi", "sd_mod", "ata_piix", "vmxnet3", "ena", "overlay")
+TINY_START_MODULES = ("evdev", "button", "virtio_net", "e1000")
+TINY_MORE_MODULES = ("virtio_rng", "virtio_balloon", "vmxnet3", "ena", "e1000e", "overlay", *OTHER_DISKS)
 TINY_SIZE = 256 * MIB
 
+# "linux16" starts a kernel as the BIOS would. GRUB's "linux" reserves what the unpacked kernel needs and, on these
+# machines, moves all of that byte by byte: 66 MB, which takes an emulated processor three seconds.
 TINY_GRUB = """\
 serial --unit=0 --speed=115200
 terminal_input console serial
 terminal_output console serial
 echo "haneul: starting the kernel of this disk"
-linux /boot/vmlinuz {cmdline}
-initrd /boot/initrd
+linux16 /boot/vmlinuz {cmdline}
+initrd16 /boot/initrd
 boot
 """
 
@@ -386,8 +439,11 @@ TINY_SCRIPTS = {
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 [ -c /dev/null ] || mount -t devtmpfs dev /dev
-while read -r module; do insmod "$module"; done </lib/haneul/modules
-acpid -l /dev/null
+# User-mode Linux brings a kernel of its own, to which these modules do not belong, and has no power button.
+if [ -d "/lib/modules/$(uname -r)" ]; then
+    while read -r module; do insmod "$module"; done </lib/haneul/modules
+    acpid -l /dev/null
+fi
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o gid=5,mode=620 devpts /dev/pts
 mount -t tmpfs -o mode=755 run /run
@@ -395,6 +451,10 @@ mount -t tmpfs -o mode=1777 tmp /tmp
 grep -q ' / .* ro[, ]' /proc/mounts && mount -o remount,rw /
 hostname -F /etc/hostname
 ip link set lo up
+# User-mode Linux calls its Ethernet interfaces vec0, vec1, ...: let them have their usual names.
+for path in /sys/class/net/vec*; do
+    [ -e "$path" ] && ip link set "${path##*/}" name "eth${path##*/vec}"
+done
 """,
     "etc/acpi/PWRF/00000080": "#!/bin/sh\nexec poweroff\n",
     "lib/haneul/shutdown": """\
@@ -585,20 +645,29 @@ def tiny_tree(tree: Path, parts: Path) -> None:
 def tiny_modules(tree: Path, parts: Path, release: str) -> None:
     """The kernel modules of the tiny image, and the list of those that it loads at its start."""
     modules = parts / "lib/modules" / release
-    for path in with_dependencies(modules, (*VIRTIO_DISK, *TINY_START_MODULES, *TINY_MORE_MODULES)):
+    for path in with_dependencies(modules, (*USUAL_DISK, *TINY_START_MODULES, *TINY_MORE_MODULES)):
         copy_into(tree, parts, str(path.relative_to(parts)))
     for index in modules.glob("modules.*"):
         copy_into(tree, parts, str(index.relative_to(parts)))
-    in_initrd = set(with_dependencies(modules, VIRTIO_DISK))
+    in_initrd = set(with_dependencies(modules, USUAL_DISK))
     wanted = [path for path in with_dependencies(modules, TINY_START_MODULES) if path not in in_initrd]
     write(tree / "lib/haneul/modules", "".join(f"/{path.relative_to(parts)}\n" for path in wanted))
 
 
 def build_tiny(work: Path, output: Path, say: Say) -> None:
     """Build ``tiny``: Debian's cloud kernel, busybox and dropbear; for tests and for servers without hardware help."""
+    _build_tiny(work, output, say, CLOUD_KERNEL)
+
+
+def build_tiny_generic(work: Path, output: Path, say: Say) -> None:
+    """Build ``tiny-generic``: as ``tiny``, with Debian's full kernel, which takes an emulated processor twice as long."""
+    _build_tiny(work, output, say, FULL_KERNEL)
+
+
+def _build_tiny(work: Path, output: Path, say: Say, kernel_package: str) -> None:
     parts, tree = work / "parts", fresh(work / "tree")
     say("fetching packages")
-    bootstrap(fresh(parts), "extract", TINY_PACKAGES)
+    bootstrap(fresh(parts), "extract", (kernel_package, *TINY_PACKAGES))
     release = kernel_release(parts)
     in_tree(parts, ["/sbin/depmod", release])
     say("putting the system together")
@@ -609,7 +678,8 @@ def build_tiny(work: Path, output: Path, say: Say) -> None:
     kernel = parts / f"boot/vmlinuz-{release}"
     initrd = small_initrd(parts / "bin/busybox", parts / "lib/modules" / release)
     shutil.copyfile(kernel, tree / "boot/vmlinuz")
-    (tree / "boot/initrd").write_bytes(initrd)
+    # Compressed on the disk: reading through the BIOS is slower than unpacking.
+    (tree / "boot/initrd").write_bytes(gzip.compress(initrd, mtime=0))
     write(tree / "boot/grub/grub.cfg", TINY_GRUB.format(cmdline=cmdline))
     say("making the disk")
     disk = work / "disk.raw"
@@ -624,7 +694,7 @@ def build_tiny(work: Path, output: Path, say: Say) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 DEBIAN_PACKAGES = (
-    "linux-image-cloud-amd64", "initramfs-tools", "zstd", "grub-pc-bin", "grub2-common",
+    "initramfs-tools", "zstd", "grub-pc-bin", "grub2-common",
     "systemd", "systemd-sysv", "systemd-resolved", "systemd-timesyncd", "libpam-systemd", "dbus", "udev", "kmod",
     "cloud-init", "cloud-guest-utils", "isc-dhcp-client", "e2fsprogs", "fdisk",
     "openssh-server", "sudo", "ca-certificates", "curl", "less", "iproute2", "iputils-ping", "procps", "netbase",
@@ -633,18 +703,28 @@ DEBIAN_PACKAGES = (
 DEBIAN_SIZE = 2048 * MIB
 DEBIAN_ARGUMENTS = "console=tty0 console=ttyS0,115200 loglevel=5 net.ifnames=0"
 
+# Drivers of what no virtual server has, 170 of the 390 MB of modules of the full kernel. Without those of the graphics card
+# the screen stays in text mode, as with the cloud kernel: drawing letters takes an emulated processor seconds.
+DEBIAN_LEFT_OUT_DRIVERS = (
+    "sound", "drivers/media", "drivers/gpu", "drivers/iio", "drivers/staging",
+    "drivers/net/wireless", "net/wireless", "net/mac80211", "drivers/bluetooth", "net/bluetooth",
+)  # fmt: skip
+
 # Documentation and translations that nobody reads on a virtual server; the licences stay.
 DEBIAN_DPKG_OPTIONS = (
     "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/info/*", "path-exclude=/usr/share/doc/*",
     "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/lintian/*",
     "path-include=/usr/share/doc/*/copyright", "path-include=/usr/share/locale/locale.alias",
+    *(f"path-exclude=/lib/modules/*/kernel/{name}/*" for name in DEBIAN_LEFT_OUT_DRIVERS),
 )  # fmt: skip
 
 DEBIAN_DISABLED_UNITS = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
     "systemd-pstore.service", "remote-fs.target",
 )  # fmt: skip
-DEBIAN_ENABLED_UNITS = ("systemd-networkd.service", "systemd-resolved.service", "ssh.service")
+DEBIAN_ENABLED_UNITS = (
+    "systemd-networkd.service", "systemd-resolved.service", "ssh.service", "haneul-uml.service",
+)  # fmt: skip
 
 # Modules of cloud-init that have nothing to do here: other distributions, other clouds, GRUB's own package. Each costs
 # an emulated processor time to load; all others stay as Debian lists them.
@@ -657,7 +737,7 @@ CLOUD_INIT_LEFT_OUT = {
 DEBIAN_EARLY_FILES = {
     # "dep" would look at the building host's disk, and "most" makes every start slow: name what the product offers.
     "etc/initramfs-tools/conf.d/haneul": "MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=3\nRESUME=none\nFSTYPE=ext4\n",
-    "usr/share/initramfs-tools/modules.d/haneul": "".join(f"{name}\n" for name in (*VIRTIO_DISK, *OTHER_DISKS)),
+    "usr/share/initramfs-tools/modules.d/haneul": "".join(f"{name}\n" for name in (*USUAL_DISK, *OTHER_DISKS)),
     "etc/default/grub.d/50-haneul.cfg": f"""\
 # Every start is visible on the serial console, where an EC2 client reads the console output.
 GRUB_DISTRIBUTOR=Debian
@@ -679,8 +759,8 @@ serial --unit=0 --speed=115200
 terminal_input console serial
 terminal_output console serial
 echo "haneul: starting the kernel of this disk"
-linux /boot/vmlinuz-{release} root=UUID={root} ro {arguments}
-initrd /boot/initrd.img-{release}
+linux16 /boot/vmlinuz-{release} root=UUID={root} ro {arguments}
+initrd16 /boot/initrd.img-{release}
 boot
 """
 
@@ -714,8 +794,51 @@ DEBIAN_FILES = {
     "etc/machine-id": "",
     # Names come from DHCP's name server only; asking the neighbours for a name makes every failed look-up slow.
     "etc/systemd/resolved.conf.d/haneul.conf": "[Resolve]\nLLMNR=no\nMulticastDNS=no\n",
+    # User-mode Linux calls its Ethernet interfaces vec0, vec1, ...: let them have their usual names.
+    "etc/udev/rules.d/70-haneul.rules": 'SUBSYSTEM=="net", ACTION=="add", KERNEL=="vec[0-9]*", NAME="eth%n"\n',
+    # The kernel of User-mode Linux is the server's, and so are its modules: the server shows the guest that folder. Its
+    # watchdog wants a program of the server's, and complains when systemd arms it for a reboot.
+    "etc/systemd/system/haneul-uml.service": """\
+[Unit]
+Description=What User-mode Linux needs: modules of its kernel, no watchdog
+DefaultDependencies=no
+ConditionVirtualization=uml
+After=systemd-remount-fs.service
+Before=systemd-modules-load.service systemd-udevd.service sysinit.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=-/bin/sh -c 'r=$(uname -r) && mkdir -p /lib/modules/$r && mount -t hostfs -o /$r,ro none /lib/modules/$r'
+ExecStart=-/bin/rm -f /dev/watchdog /dev/watchdog0
+
+[Install]
+WantedBy=sysinit.target
+""",
+    # Modules are in use until the very end, and so is their folder.
+    "etc/systemd/system/usr-lib-modules-.mount.d/haneul.conf": "[Unit]\nDefaultDependencies=no\n",
     # cloud-init's ssh_pwauth writes 50-cloud-init.conf, which comes first and wins.
     "etc/ssh/sshd_config.d/60-haneul.conf": "PasswordAuthentication no\n",
+}
+
+DEBIAN_SCRIPTS = {
+    # Found before Debian's dmidecode. By this cloud-init knows that it is on EC2, and asks the metadata service version 2.
+    "usr/local/sbin/dmidecode": """\
+#!/bin/sh
+# User-mode Linux has no DMI tables: what is asked most often of them comes on the kernel's command line.
+read -r line </proc/cmdline
+case " $line" in
+*" haneul.uuid="*)
+    uuid=${line##*haneul.uuid=}
+    case "$*" in
+    *system-uuid* | *system-serial-number*) echo "${uuid%% *}" ;;
+    *system-manufacturer* | *chassis-asset-tag*) echo 'Amazon EC2' ;;
+    *) exit 1 ;;
+    esac
+    ;;
+*) exec /usr/sbin/dmidecode "$@" ;;
+esac
+""",
 }
 
 # What must not be the same in two instances, and what the packages' installation left behind.
@@ -745,18 +868,21 @@ def cloud_init_modules(defaults: str) -> str:
     return "\n".join(chosen) + "\n"
 
 
-def debian_packages(tree: Path, early: Path) -> None:
+def debian_packages(tree: Path, early: Path, more: Sequence[str]) -> None:
     """Install Debian into ``tree``, with the files of ``early`` in place before packages are configured."""
     for path, text in DEBIAN_EARLY_FILES.items():
         write(early / path, text)
     options = [f"--dpkgopt={option}" for option in DEBIAN_DPKG_OPTIONS]
-    bootstrap(tree, "minbase", DEBIAN_PACKAGES, [*options, f"--essential-hook=copy-in {early}/etc {early}/usr /"])
+    packages = (*DEBIAN_PACKAGES, *more)
+    bootstrap(tree, "minbase", packages, [*options, f"--essential-hook=copy-in {early}/etc {early}/usr /"])
 
 
 def debian_settings(tree: Path, root: str, release: str) -> None:
     """Make the installed system an image: settings, units, boot configuration, nothing that is an identity."""
     for path, text in DEBIAN_FILES.items():
         write(tree / path, text)
+    for path, text in DEBIAN_SCRIPTS.items():
+        write(tree / path, text, 0o755)
     write(tree / "etc/fstab", f"UUID={root} / ext4 rw,discard,errors=remount-ro 0 1\n")
     modules = cloud_init_modules((tree / "etc/cloud/cloud.cfg").read_text())
     write(tree / "etc/cloud/cloud.cfg.d/90_haneul.cfg", DEBIAN_CLOUD_CONFIG + modules)
@@ -779,13 +905,27 @@ def debian_settings(tree: Path, root: str, release: str) -> None:
 
 def build_debian(work: Path, output: Path, say: Say) -> None:
     """Build ``debian-12``: Debian's cloud kernel, systemd, cloud-init and an SSH server, user ``admin``."""
+    debian_image(work, output, say, [CLOUD_KERNEL])
+
+
+def build_debian_generic(work: Path, output: Path, say: Say) -> None:
+    """Build ``debian-12-generic``: as ``debian-12``, with Debian's kernel for all machines."""
+    debian_image(work, output, say, [FULL_KERNEL])
+
+
+def debian_image(
+    work: Path, output: Path, say: Say, packages: Sequence[str], add: Callable[[Path], None] | None = None
+) -> None:
+    """Debian with ``packages``, a kernel among them, and what ``add`` puts into the tree of the installed system."""
     tree, parts = fresh(work / "tree"), fresh(work / "parts")
     say("installing Debian packages")
-    debian_packages(tree, fresh(work / "early"))
+    debian_packages(tree, fresh(work / "early"), packages)
     bootstrap(parts, "extract", ["busybox-static"])
     release = kernel_release(tree)
     root = str(uuid.uuid4())
     say("setting it up as an image")
+    if add is not None:
+        add(tree)
     debian_settings(tree, root, release)
     loader = make_loader(tree)
     initrd = small_initrd(parts / "bin/busybox", tree / "lib/modules" / release)

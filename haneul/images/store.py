@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from haneul.errors import SettingsError
-from haneul.images import recipes
+from haneul.images import lab, recipes
 from haneul.model import generation
+from haneul.model.generation import Generation
 from haneul.model.image import CatalogueImage
 
 Say = Callable[[str], None]
@@ -34,14 +36,22 @@ _LEFT = (".building-", ".old-", ".gone-", ".lock-")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an image is made. `size_gib` is the least size of its root volumes, `user` who logs in."""
+    """How an image is made. `size_gib` is the least size of its root volumes, `user` who logs in.
+
+    `generations` are those that the image has drivers for: paravirtual brings its own kernel.
+    """
 
     name: str
     description: str
     size_gib: int
     user: str
     build: Callable[[Path, Path, Say], None]
+    generations: tuple[Generation, ...] = generation.GENERATIONS
     default: bool = False
+
+
+#: Debian's cloud kernel has no driver of an emulated network card.
+_CLOUD_KERNEL: tuple[Generation, ...] = ("paravirtual", "hvm")
 
 
 RECIPES = {
@@ -53,9 +63,38 @@ RECIPES = {
             8,
             "admin",
             recipes.build_debian,
+            _CLOUD_KERNEL,
             default=True,
         ),
-        Recipe("tiny", "busybox and dropbear, for many guests and fast tests", 1, "root", recipes.build_tiny),
+        Recipe(
+            "debian-12-generic",
+            "Debian 12 (bookworm) with the kernel for all machines: boots under every generation",
+            8,
+            "admin",
+            recipes.build_debian_generic,
+        ),
+        Recipe(
+            "debian-12-lab",
+            "Debian 12 (bookworm) for `haneul compare`: debian-12-generic with programs that measure",
+            8,
+            "admin",
+            lab.build_debian_lab,
+        ),
+        Recipe(
+            "tiny",
+            "busybox and dropbear, for many guests and fast tests",
+            1,
+            "root",
+            recipes.build_tiny,
+            _CLOUD_KERNEL,
+        ),
+        Recipe(
+            "tiny-generic",
+            "tiny with drivers of emulated devices: boots under every generation",
+            1,
+            "root",
+            recipes.build_tiny_generic,
+        ),
     )
 }
 DEFAULT = next(one.name for one in RECIPES.values() if one.default)
@@ -118,8 +157,8 @@ class ImageStore:
         try:
             about = {"architecture": "x86_64"} | fill(work, output) | {"created": int(time.time())}
             (output / "image.json").write_text(json.dumps(about, indent=2) + "\n")
-            for path in (output, *output.iterdir()):
-                path.chmod(0o755 if path.is_dir() else 0o644)
+            for path in (output, *output.rglob("*")):
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
                 _to_disk(path)
             old, target = self.directory / f".old-{name}", self.directory / name
             if target.exists():
@@ -201,7 +240,12 @@ def check_name(name: str) -> None:
 
 def _by_recipe(recipe: Recipe, work: Path, output: Path, say: Say) -> dict[str, Any]:
     recipe.build(work, output, say)
-    return {"description": recipe.description, "size_gib": recipe.size_gib, "user": recipe.user}
+    return {
+        "description": recipe.description,
+        "size_gib": recipe.size_gib,
+        "user": recipe.user,
+        "generations": list(recipe.generations),
+    }
 
 
 def _to_disk(path: Path) -> None:

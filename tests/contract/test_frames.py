@@ -6,6 +6,9 @@ arrive still does.
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
 import struct
 from collections.abc import Callable, Iterator
 
@@ -132,6 +135,43 @@ def test_nobody_takes_anothers_place(any_world: World, record_tally: Tally) -> N
     found.exchange(b"SECRET")
     assert not any(b"SECRET" in frame for frame in a.heard)
     record_tally(f"claims to another's MAC and address: {sent}; 0 of a victim's frames went astray")
+
+
+#: What a tap's descriptor lets its holder do to the port, whoever that is (Linux, drivers/net/tun.c).
+_SIOCSIFHWADDR, _TUNSETCARRIER, _TUNSETOWNER, _TUNSETSNDBUF = 0x8924, 0x400454E2, 0x400454CC, 0x400454D4
+
+
+def _become(descriptor: int, mac: str) -> None:
+    fcntl.ioctl(descriptor, _SIOCSIFHWADDR, struct.pack("16sH6s16x", b"", 1, wire.mac_bytes(mac)))
+
+
+def test_who_took_a_qemu_over_gives_its_port_anothers_mac_in_vain(any_world: World, record_tally: Tally) -> None:
+    """It has the tap's descriptor, which no filter of frames stands before."""
+    found, tried = any_world, 0
+    before = _ports_of_macs(found)
+    for mac in (found.b.mac, found.c.mac, found.a.gateway_mac, found.c.gateway_mac, found.a.mac, "06:00:00:00:00:99"):
+        for _ in range(2):
+            _become(found.a.descriptor, mac)
+            for request, value in (
+                (_TUNSETCARRIER, 0),
+                (_TUNSETCARRIER, 1),
+                (_TUNSETOWNER, 1),
+                (_TUNSETSNDBUF, 1 << 30),
+            ):
+                fcntl.ioctl(found.a.descriptor, request, struct.pack("I", value))
+            for victim in (found.b, found.c):
+                for frame in _claims(found.a, victim.mac, victim.address):
+                    found.a.put(frame)
+                    tried += 1
+            found.exchange(b"SECRET")
+            assert not (came := _unasked(found)), came
+    _become(found.a.descriptor, found.b.mac)
+    os.close(found.b.descriptor)
+    found.b.descriptor = asyncio.run(found.networks.open_tap(world.VPC, world.nic(world.B)))
+    found.settle()
+    assert _ports_of_macs(found) == before, "also after B was off and on again"
+    assert not any(b"SECRET" in frame for frame in found.a.heard)
+    record_tally(f"frames after a tap was given another's MAC: {tried}; 0 arrived, 0 of a victim's frames went astray")
 
 
 def test_a_guest_hears_nothing_of_its_neighbours(checked: World) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,6 +172,20 @@ async def test_another_haneul_finds_what_runs(server: Server) -> None:
     found = (await after_a_crash.observe())[server.spec.instance_id]
     assert (found.power, found.boot_count) == ("running", 1)
     assert (await after_a_crash.ensure_running(server.spec, {})).power == "running"
+
+
+def test_a_machine_outlives_who_started_it(server: Server) -> None:
+    """haneul is killed; whatever it started a moment ago goes on, and is adopted."""
+    child = os.fork()
+    if child == 0:
+        try:
+            asyncio.run(_run(server))
+        finally:
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    time.sleep(0.3)  # what ends with its starter has time to
+    found = asyncio.run(server.again().observe())[server.spec.instance_id]
+    assert (found.power, found.boot_count) == ("running", 1)
 
 
 @_async

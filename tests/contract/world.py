@@ -199,12 +199,15 @@ def _knock(host: Host) -> None:
         assert len(host.received()) == 2, address
 
 
+def nic(one: InterfaceSpec, vpc: NetworkSpec = VPC) -> NicSpec:
+    return NicSpec(one.interface_id, vpc.vpc_id, one.subnet_id, one.mac, one.address)
+
+
 async def _ports(networks: BridgeNetworks, vpc: NetworkSpec) -> list[Port]:
     gateways = {one.subnet_id: one.gateway for one in vpc.subnets}
     out = []
     for one in vpc.interfaces:
-        nic = NicSpec(one.interface_id, vpc.vpc_id, one.subnet_id, one.mac, one.address)
-        descriptor = await networks.open_tap(vpc, nic)
+        descriptor = await networks.open_tap(vpc, nic(one, vpc))
         gateway = gateways[one.subnet_id]
         name = one.interface_id[-1].upper()
         out.append(Port(name, descriptor, one.mac, one.address, gateway, gateway_mac(gateway), one.public))

@@ -28,11 +28,12 @@ PYTHON = shutil.which("python3", path="/usr/bin:/bin")
 
 @dataclass
 class Town:
-    """A is the attacker. B lets in SSH from C only; C is in another VPC with the same addresses."""
+    """A is the attacker, P another one, which is paravirtual. B lets in SSH from the host only."""
 
     haneul: Haneul
     a: str
     b: str
+    p: str
 
     @property
     def run(self) -> Path:
@@ -75,10 +76,11 @@ def town(haneul: Haneul) -> Iterator[Town]:
     ec2.authorize_security_group_ingress(GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp=host)
     (a,) = haneul.launch()
     (b,) = haneul.launch(SecurityGroupIds=[group], UserData="SECRET-OF-B")
-    haneul.until_ssh(a)
-    haneul.until_ssh(b)
-    yield Town(haneul, a, b)
-    haneul.terminate(a, b)
+    (p,) = haneul.launch(InstanceType="t1.micro")
+    for one in (a, b, p):
+        haneul.until_ssh(one)
+    yield Town(haneul, a, b, p)
+    haneul.terminate(a, b, p)
     ec2.delete_security_group(GroupId=group)
 
 
@@ -238,8 +240,9 @@ echo finished
 """
 
 
-def test_a_guest_with_root_reaches_nothing_it_should_not(town: Town, record_tally: Tally) -> None:
-    haneul = town.haneul
+@pytest.mark.parametrize("kind", ["", "paravirtual"])
+def test_a_guest_with_root_reaches_nothing_it_should_not(town: Town, kind: str, record_tally: Tally) -> None:
+    haneul, attacker = town.haneul, town.p if kind else town.a
     b = haneul.instance(town.b)
     b_mac = b["NetworkInterfaces"][0]["MacAddress"]
     pool = haneul.status()["public_pool"].partition("/")[0].rsplit(".", 1)
@@ -261,18 +264,20 @@ def test_a_guest_with_root_reaches_nothing_it_should_not(town: Town, record_tall
     with socket.create_server(("0.0.0.0", 8099)) as listener:
         listener.setblocking(False)
         coded = base64.b64encode(script.encode()).decode()
-        haneul.ssh(town.a, f"echo {coded} | base64 -d > /tmp/try; (setsid sh /tmp/try >/dev/null 2>&1 </dev/null &)")
+        haneul.ssh(attacker, f"echo {coded} | base64 -d > /tmp/try; (setsid sh /tmp/try >/dev/null 2>&1 </dev/null &)")
         told = eventually(
-            "the guest has tried", lambda: _finished(haneul.ssh(town.a, "cat /tmp/tried", timeout=15)), 180
+            "the guest has tried", lambda: _finished(haneul.ssh(attacker, "cat /tmp/tried", timeout=15)), 180
         )
         with pytest.raises(BlockingIOError):
             listener.accept()
     got_in = [line for line in told if line.startswith("IN")]
     assert [line.split(":")[0] for line in got_in] == ["IN undone"], got_in
-    assert haneul.ssh(town.a, "imds meta-data/instance-id") == town.a
+    assert haneul.ssh(attacker, "imds meta-data/instance-id") == attacker
     assert haneul.ssh(town.b, "imds user-data") == "SECRET-OF-B", "B has its address and its metadata still"
     tried = sum(line.startswith("out") for line in told)
-    record_tally(f"attempts of a guest with root: {tried}; 0 reached another guest, the host or the edge")
+    record_tally(
+        f"attempts of a{kind and ' '}{kind} guest with root: {tried}; 0 reached another guest, the host or the edge"
+    )
 
 
 def _finished(text: str) -> list[str]:

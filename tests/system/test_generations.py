@@ -112,9 +112,9 @@ def test_debian_under_every_generation(haneul: Haneul, ended: list[str], record_
     image = "debian-12-lab" if (IMAGES / "debian-12-lab").is_dir() else "debian-12-generic"
     _need(image)
     expected: dict[str, dict[str, Any]] = {
-        "e1.small": {"virt": "qemu"},
+        "e1.small": {"virt": "amazon"},
         "t1.micro": {"virt": "uml", "hypervisor": ""},
-        "t3.micro": {"virt": "qemu"},
+        "t3.micro": {"virt": "amazon"},
     }
     for kind, facts in expected.items():
         instance = _launch(haneul, image, kind, ended)
