@@ -454,6 +454,6 @@ def picture(results: Results) -> bytes:
     under = f"{about.get('image', '?')} on {about.get('processors', '?')} x {about.get('processor', '?')}"
     if about.get("virtualized"):
         under += f", itself a guest of {about['virtualized']}"
-    under += f"; haneul {about.get('haneul', '?')}, {str(about.get('started', ''))[:10]}, {_runs(results)} runs"
+    under += f"; haneul {about.get('haneul', '?')}, {str(about.get('started', ''))[:10]}, {_runs(results)} run{'s' * (_runs(results) != 1)}"
     drawn = [(head, drawing) for head, drawing in parts if drawing is not None]
     return png(charts.together(drawn, PAGE["title"], same(under)))
