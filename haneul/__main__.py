@@ -88,11 +88,12 @@ class RealParts:
 
 
 def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -> RealParts:
-    from haneul.drivers.bridge import BridgeNetworks
+    from haneul.drivers.bridge import BridgeNetworks, dangling_tap
     from haneul.drivers.machines import Machines
     from haneul.drivers.metadata_process import MetadataProcess
     from haneul.drivers.qcow2 import Qcow2Disks
     from haneul.drivers.qemu import QemuEngine
+    from haneul.drivers.templates import Templates
     from haneul.drivers.uml import UmlEngine
 
     data, images = settings.data, settings.image_directory
@@ -101,7 +102,10 @@ def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -
     pool = who.pool if settings.public_pool == "auto" else settings.public_pool
     server = _server(settings, who.first_uid, changed)
     disks = Qcow2Disks(data / "volumes", images)
-    qemu = QemuEngine(images, server.accelerator)
+    templates = None
+    if settings.warm == "auto":
+        templates = Templates(data / "templates", images, who.first_uid, settings.warm_max_mib, dangling_tap)
+    qemu = QemuEngine(images, server.accelerator, templates)
     engines: dict[str, Engine] = {"emulated": qemu, "hvm": qemu, "paravirtual": UmlEngine(images)}
     machines = Machines(data / "instances", disks.file, who.first_uid, engines, changed)
     networks = BridgeNetworks(runtime, who.tag, pool, settings.uplink == "nat")

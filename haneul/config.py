@@ -44,6 +44,11 @@ class Settings:
     accelerator: Literal["auto", "tcg", "kvm"] = _setting(
         "auto", "`auto` uses KVM where a probe has booted a guest with it"
     )
+    warm: Literal["auto", "off"] = _setting(
+        "auto",
+        "`auto`: machines go on from templates of their image and shape, made in the background; `off`: each boots",
+    )
+    warm_max_mib: int = _setting(2048, "memory that templates may take, in MiB; the least recently used goes first")
     generation_fallback: Literal["emulate", "refuse"] = _setting(
         "emulate", "HVM types on a server without KVM: run them emulated, or refuse them"
     )

@@ -463,6 +463,20 @@ def _open_tap(nic: NicSpec) -> int:
     return descriptor
 
 
+def dangling_tap() -> int:
+    """A tap descriptor like any other that leads nowhere: in a namespace that ends with it."""
+    box: list[int] = []
+
+    def work() -> None:
+        netns.leave_for_nowhere()
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", b"tap", _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+        box.append(descriptor)
+
+    netns.in_new_thread(work)
+    return box[0]
+
+
 def _listening() -> bool:
     """Whether somebody has bound the DNS port of this namespace."""
     with open("/proc/thread-self/net/udp") as table:

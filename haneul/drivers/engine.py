@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ class Boot:
     """A boot of a machine. `files` maps volume ids to disks, `taps` interface ids to open descriptors.
 
     `feed` is a descriptor that writes to the machine's standard input. `first`: its root disk was never booted.
+    `warm`: it may go on from a template.
     """
 
     spec: MachineSpec
@@ -22,8 +24,24 @@ class Boot:
     files: dict[str, Path]
     taps: dict[str, int]
     uid: int
-    feed: int
     first: bool
+    warm: bool = True
+    feed: int = -1
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How a machine that was started with a template goes on from it.
+
+    `state` is the descriptor of the device state as the machine has it, `port` the server's end of its resume port.
+    `size` is that of its root disk (bytes). The machine has `disk` from the template; `cold` is what it was before.
+    """
+
+    state: int
+    port: socket.socket
+    size: int
+    disk: Path
+    cold: Path
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,7 @@ class Launch:
 
     command: list[str]
     descriptors: tuple[int, ...] = ()
+    resume: Resume | None = None
 
 
 class Engine(Protocol):
@@ -47,3 +66,6 @@ class Engine(Protocol):
 
     def launch(self, boot: Boot) -> Launch:
         """Raises `DriverError` if it cannot."""
+
+    def cold_booted(self, spec: MachineSpec) -> None:
+        """A machine has begun its first boot, and not from a template."""

@@ -17,14 +17,14 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from qemu.qmp import QMPClient, QMPError
 
-from haneul.drivers import files, locks
-from haneul.drivers.engine import Boot, Engine
+from haneul.drivers import files, locks, warm
+from haneul.drivers.engine import Boot, Engine, Resume
 from haneul.drivers.interface import DriverError
 from haneul.drivers.places import Places
 from haneul.drivers.run import run
@@ -168,6 +168,7 @@ class Machines:
         self._changed = changed
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._watched: set[str] = set()
+        self._resuming: set[str] = set()
 
     def places(self, instance_id: str) -> Places:
         return Places(self.directory / instance_id)
@@ -192,6 +193,10 @@ class Machines:
         if boot is None:
             return MachineReport(instance_id, "absent")
         count, accelerator = boot["boot_count"], boot["accelerator"]
+        on = "on, from a template" if boot.get("path") == "warm" else "on"
+        if boot.get("resuming") and instance_id not in self._resuming:
+            # haneul ended while the guest was not itself yet: that boot has not happened, whatever of it still runs.
+            return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
         if locks.held(places.lock):
             self._watch(instance_id, places)
             if (not boot["begun"] and instance_id not in self._children) or "server_boot" not in boot:
@@ -199,7 +204,7 @@ class Machines:
                 _write_json(places.boot, boot | {"begun": True, "server_boot": self._boot_id})
             power: Literal["running", "stopping"] = "running"
             stopping = self._stopping(places)
-            phase = "on"
+            phase = on
             if stopping is not None:
                 power = "stopping" if stopping.why == "stop" else "running"
                 phase = "shutting down" if stopping.why == "stop" else "rebooting"
@@ -312,6 +317,10 @@ class Machines:
         uid = self._own_folder(places)
         disks = {disk.volume_id: self._volume_file(disk.volume_id) for disk in spec.disks}
         await self._end_earlier_lives(uid, disks.values())
+        if first:
+            await self._kill(places)
+            for file in disks.values():
+                _take_back_cold(file)
         await self._prepare(places, uid)
         for file in disks.values():
             os.chown(file, uid, uid)
@@ -319,9 +328,38 @@ class Machines:
         accelerator = engine.accelerator(spec)
         boot = {"boot_count": spec.boot_count, "accelerator": accelerator, "begun": False, "server_boot": self._boot_id}
         _write_json(places.boot, boot)
-        await asyncio.to_thread(self._spawn, engine, spec, places, disks, taps, uid, first)
-        await self._until_it_answers(engine, places)
-        _write_json(places.boot, boot | {"begun": True})
+        given = Boot(spec, places, disks, taps, uid, first)
+        self._resuming.add(spec.instance_id)
+        try:
+            resume = await asyncio.to_thread(self._spawn, engine, given)
+            if resume is not None and not await self._resumed(engine, spec, places, resume):
+                for file in disks.values():
+                    _take_back_cold(file)
+                await self._prepare(places, uid)
+                _write_json(places.boot, boot)
+                await asyncio.to_thread(self._spawn, engine, replace(given, warm=False))
+                resume = None
+            await self._until_it_answers(engine, places)
+            # Before the disk that it had is gone: what was begun has that disk no more.
+            _write_json(places.boot, boot | {"begun": True, "path": "warm" if resume else "cold"})
+        finally:
+            self._resuming.discard(spec.instance_id)
+        for file in disks.values():
+            _cold(file).unlink(missing_ok=True)
+        if first and resume is None:
+            engine.cold_booted(spec)
+
+    async def _resumed(self, engine: Engine, spec: MachineSpec, places: Places, resume: Resume) -> bool:
+        """Whether the machine goes on from its template, as itself. If not, nothing of it is left but its files."""
+        try:
+            with resume.port:
+                await self._until_it_answers(engine, places)
+                await warm.go_on(spec, places, resume)
+            return True
+        except (DriverError, OSError, TimeoutError) as error:
+            log.warning("%s boots cold, its template does not do: %s", spec.instance_id, error or type(error).__name__)
+            await self._kill(places)
+            return False
 
     def _engine(self, spec: MachineSpec) -> Engine:
         engine = self._engines.get(spec.generation)
@@ -373,10 +411,8 @@ class Machines:
             used.add(self._uid(self.places(path.name)))
         return next(uid for uid in self._uids() if uid not in used)
 
-    def _spawn(
-        self, engine: Engine, spec: MachineSpec, places: Places, disks: dict[str, Path], taps: dict[str, int], uid: int,
-        first: bool,
-    ) -> None:  # fmt: skip
+    def _spawn(self, engine: Engine, boot: Boot) -> Resume | None:
+        spec, places, uid = boot.spec, boot.places, boot.uid
         lock = locks.take(places.lock)
         if lock is None:
             raise DriverError(f"{spec.instance_id}: a process of an earlier boot still runs")
@@ -390,14 +426,16 @@ class Machines:
             os.fchmod(events, 0o640)
             os.fchown(feed, uid, uid)  # the machine's shell opens it again by its number
             os.write(feed, CAPABILITIES)
-            launch = engine.launch(Boot(spec, places, disks, taps, uid, feed, first))
+            launch = engine.launch(replace(boot, feed=feed))
             given = launch.descriptors
+            if launch.resume is not None:
+                _write_json(places.boot, (_read_json(places.boot) or {}) | {"resuming": True})
             self._children[spec.instance_id] = subprocess.Popen(
                 launch.command,
                 stdin=reading,
                 stdout=events,
                 stderr=errors,
-                pass_fds=(lock, feed, *taps.values(), *given),
+                pass_fds=(lock, feed, *boot.taps.values(), *given),
                 start_new_session=True,
                 cwd="/",
                 env={"PATH": "/usr/bin:/bin"},
@@ -405,6 +443,7 @@ class Machines:
         finally:
             for descriptor in (lock, reading, feed, events, errors, *given):
                 os.close(descriptor)
+        return launch.resume
 
     async def _until_it_answers(self, engine: Engine, places: Places) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -530,6 +569,17 @@ class Machines:
             return _tail(places.screen, 64 << 20)
         finally:
             places.screen.unlink(missing_ok=True)
+
+
+def _take_back_cold(disk: Path) -> None:
+    """A machine that was to go on from a template, and did not: its disk is as it was made."""
+    with contextlib.suppress(FileNotFoundError):
+        _cold(disk).rename(disk)
+
+
+def _cold(disk: Path) -> Path:
+    """Where a volume's own file is while a machine tries that of a template (`Resume.cold`)."""
+    return disk.with_name(f".{disk.stem}.cold")
 
 
 async def _remove_tree(path: Path) -> None:

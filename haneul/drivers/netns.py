@@ -28,7 +28,7 @@ def _check(result: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def _in_new_thread(work: Callable[[], T]) -> T:
+def in_new_thread(work: Callable[[], T]) -> T:
     box: dict[str, Any] = {}
 
     def body() -> None:
@@ -44,6 +44,11 @@ def _in_new_thread(work: Callable[[], T]) -> T:
         raise box["error"]
     result: T = box["result"]
     return result
+
+
+def leave_for_nowhere() -> None:
+    """This thread is in a new namespace that has no name; it is for `in_new_thread`."""
+    _check(_libc.unshare(_CLONE_NEWNET), "unshare(CLONE_NEWNET)")
 
 
 def _mounted(path: Path) -> bool:
@@ -68,7 +73,7 @@ def create(path: Path) -> None:
         source = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
         _check(_libc.mount(source, str(path).encode(), None, _MS_BIND, None), f"mount {path}")
 
-    _in_new_thread(work)
+    in_new_thread(work)
 
 
 def remove(path: Path) -> None:
@@ -89,7 +94,7 @@ def call(path: Path, work: Callable[[], T]) -> T:
             os.close(descriptor)
         return work()
 
-    return _in_new_thread(body)
+    return in_new_thread(body)
 
 
 async def inside(path: Path, work: Callable[[], T]) -> T:

@@ -98,4 +98,5 @@ class Qcow2Disks:
 
     async def ensure_absent(self, volume_id: str) -> None:
         self.file(volume_id).unlink(missing_ok=True)
-        (self.directory / f".{volume_id}.new").unlink(missing_ok=True)
+        for suffix in ("new", "cold"):
+            (self.directory / f".{volume_id}.{suffix}").unlink(missing_ok=True)

@@ -31,6 +31,25 @@ class Kernel:
     arguments: str
 
 
+@dataclass(frozen=True)
+class Warm:
+    """What makes a machine one that is saved as a template (`shared`), or that goes on from one.
+
+    `memory` is the file of its memory, `resume` an inherited descriptor: the second serial port.
+    """
+
+    memory: str
+    resume: int
+    shared: bool
+
+
+def _warm(warm: Warm, memory_mib: int) -> list[str]:
+    share = "on" if warm.shared else "off"
+    out = ["-object", f"memory-backend-file,id=mem,size={memory_mib}M,mem-path={warm.memory},share={share}"]
+    out += ["-chardev", f"socket,id=resume,fd={warm.resume}", "-serial", "chardev:resume"]
+    return out if warm.shared else [*out, "-incoming", "defer"]
+
+
 def _serial_number(volume_id: str) -> str:
     """Twenty characters, which is what virtio-blk has room for and how EC2 shows it in the guest."""
     return volume_id.replace("-", "")[:20]
@@ -74,6 +93,7 @@ def command(
     taps: dict[str, int],
     accelerator: Accelerator,
     kernel: Kernel | None = None,
+    warm: Warm | None = None,
 ) -> list[str]:
     """The machine `spec`. `files` maps volume ids to disk files, `taps` interface ids to inherited descriptors.
 
@@ -84,7 +104,7 @@ def command(
     """
     emulated = spec.generation == "emulated"
     out = [BINARY, "-nodefaults", "-no-user-config", "-name", f"guest={spec.instance_id}", "-machine"]
-    out += [EMULATED_MACHINE if emulated else MACHINE]
+    out += [(EMULATED_MACHINE if emulated else MACHINE) + (",memory-backend=mem" if warm else "")]
     out += [*_engine(accelerator), "-smp", str(spec.vcpus), "-m", f"{spec.memory_mib}M", "-rtc", "base=utc"]
     out += [
         "-action",
@@ -117,6 +137,8 @@ def command(
     log = f"logfile={_comma(places.console_log)},logappend=on"
     out += ["-chardev", f"socket,id=console,path={_comma(places.console)},server=on,wait=off,{log}"]
     out += ["-serial", "chardev:console"]
+    if warm is not None:
+        out += _warm(warm, spec.memory_mib)
     if kernel is not None:
         out += ["-kernel", str(kernel.kernel), "-initrd", str(kernel.initrd), "-append", kernel.arguments]
     return out

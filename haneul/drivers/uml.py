@@ -65,6 +65,9 @@ class UmlEngine:
         words = uml_command.command(boot.spec, boot.places, disks, list(boot.taps.values()), filters, boot.first)
         return Launch(confined(boot.uid, [], words), (filters.kernel, filters.machine))
 
+    def cold_booted(self, spec: MachineSpec) -> None:
+        """There are no templates of paravirtual machines."""
+
     def _base(self, image: str) -> Path:
         return (self._images / image / "disk.qcow2").absolute()
 

@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from haneul.images import resume
+
 Say = Callable[[str], None]
 
 SUITE = "bookworm"
@@ -154,18 +156,20 @@ def with_dependencies(modules: Path, names: Iterable[str]) -> list[Path]:
     there is no modprobe to answer, it has to be loaded before. A name that is not there is built into the kernel.
     """
     index = _module_index(modules)
-    ordered: dict[str, None] = {}
+    begun: set[str] = set()  # soft dependencies may go round in circles
+    ordered: list[Path] = []
 
     def add(name: str) -> None:
         for path in index.load_order(name):
-            if path not in ordered:
+            if path not in begun:
+                begun.add(path)
                 for wanted in index.soft.get(_module_name(path), ()):
                     add(wanted)
-                ordered[path] = None
+                ordered.append(modules / path)
 
     for name in names:
         add(name)
-    return [modules / path for path in ordered]
+    return ordered
 
 
 @dataclass(frozen=True)
@@ -281,6 +285,17 @@ def _cpio_entry(name: str, mode: int, content: bytes, number: int, device: tuple
     fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(encoded), 0)
     head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
     return head + b"\0" * (-len(head) % 4) + content + b"\0" * (-len(content) % 4)
+
+
+def compile_resume(work: Path) -> bytes:
+    """The resume unit's program, static. Its compiler is not part of the image."""
+    tree = fresh(work / "compiler")
+    bootstrap(tree, "extract", ["gcc", "libc6-dev", "libc-bin"])
+    write(tree / "resume.c", resume.source())
+    in_tree(tree, ["/usr/bin/gcc", "-O2", "-static", "-s", "-o", "/resume", "/resume.c"])
+    made = (tree / "resume").read_bytes()
+    shutil.rmtree(tree)
+    return made
 
 
 def small_initrd(busybox: Path, modules: Path) -> bytes:
@@ -553,6 +568,10 @@ echo ', +' | sfdisk --quiet --force --no-reread --no-tell-kernel -N "$number" "/
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 exec </dev/null >/dev/console 2>&1
 say() { echo "haneul-tiny: $*"; }
+# A template waits here, and its clones go on below.
+if [ -z "$1" ] && grep -q haneul.template /proc/cmdline; then
+    exec /lib/haneul/resume /dev/ttyS1 eth0 root /lib/haneul/resumed
+fi
 imds() { /lib/haneul/imds "$@"; }
 state=/var/lib/haneul
 
@@ -634,7 +653,7 @@ def tiny_tree(tree: Path, parts: Path) -> None:
             link(tree / applet, "/bin/busybox")
     for path, text in TINY_FILES.items():
         write(tree / path, text)
-    for path, text in TINY_SCRIPTS.items():
+    for path, text in (TINY_SCRIPTS | resume.TINY_SCRIPTS).items():
         write(tree / path, text, 0o755)
     write(tree / "etc/shadow", "root:*:19000:0:99999:7:::\nnobody:*:19000:0:99999:7:::\n", 0o600)
     link(tree / "usr/bin/imds", "/lib/haneul/imds")
@@ -670,6 +689,9 @@ def _build_tiny(work: Path, output: Path, say: Say, kernel_package: str) -> None
     in_tree(parts, ["/sbin/depmod", release])
     say("putting the system together")
     tiny_tree(tree, parts)
+    program = tree / "lib/haneul/resume"
+    program.write_bytes(compile_resume(work))
+    program.chmod(0o755)
     tiny_modules(tree, parts, release)
     root = str(uuid.uuid4())
     cmdline = f"root=UUID={root} rw console=tty0 console=ttyS0,115200 loglevel=5 panic=5"

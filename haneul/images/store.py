@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from haneul.errors import SettingsError
-from haneul.images import lab, recipes
+from haneul.images import lab, recipes, resume
 from haneul.model import generation
 from haneul.model.generation import Generation
 from haneul.model.image import CatalogueImage
@@ -38,7 +38,8 @@ _LEFT = (".building-", ".old-", ".gone-", ".lock-")
 class Recipe:
     """How an image is made. `size_gib` is the least size of its root volumes, `user` who logs in.
 
-    `generations` are those that the image has drivers for: paravirtual brings its own kernel.
+    `generations` are those that the image has drivers for: paravirtual brings its own kernel. `resume` is the protocol of its
+    resume unit, 0 if it has none.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Recipe:
     build: Callable[[Path, Path, Say], None]
     generations: tuple[Generation, ...] = generation.GENERATIONS
     default: bool = False
+    resume: int = 0
 
 
 #: Debian's cloud kernel has no driver of an emulated network card.
@@ -87,6 +89,7 @@ RECIPES = {
             "root",
             recipes.build_tiny,
             _CLOUD_KERNEL,
+            resume=resume.PROTOCOL,
         ),
         Recipe(
             "tiny-generic",
@@ -94,6 +97,7 @@ RECIPES = {
             1,
             "root",
             recipes.build_tiny_generic,
+            resume=resume.PROTOCOL,
         ),
     )
 }
@@ -245,6 +249,7 @@ def _by_recipe(recipe: Recipe, work: Path, output: Path, say: Say) -> dict[str, 
         "size_gib": recipe.size_gib,
         "user": recipe.user,
         "generations": list(recipe.generations),
+        "resume": recipe.resume,
     }
 
 

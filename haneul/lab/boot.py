@@ -60,10 +60,14 @@ echo "virtualized=$(systemd-detect-virt 2>/dev/null)"
 echo "processor=$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1)"
 echo "processors=$(grep -c '^processor' /proc/cpuinfo)"
 echo "memory_kib=$(sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo)"
-root=$(sed -n 's|^/dev/\\([a-z0-9]*\\) / .*|\\1|p' /proc/mounts | tail -n 1)
-disk=/sys/class/block/$root
-[ -e "$disk/device" ] || disk=$(readlink -f "$disk/..")
-echo "disk=$(basename "$(readlink -f "$disk/device/driver")") ($root)"
+while read -r _ _ number _ place _; do
+    [ "$place" = / ] && disk=$(readlink -f "/sys/dev/block/$number")
+done </proc/self/mountinfo
+[ -e "$disk/partition" ] && disk=${disk%/*}
+driver=$(readlink -f "$disk/device/driver")
+# Behind a SCSI disk stands the driver of its controller.
+[ "${driver##*/}" = sd ] && driver=$(readlink -f "${disk%/ata*}/driver")
+echo "disk=${driver##*/} (${disk##*/})"
 for path in /sys/class/net/[ev]*; do
     echo "network=$(basename "$(readlink -f "$path/device/driver")") (${path##*/})"
     break

@@ -59,6 +59,14 @@ class _Told:
         total, part = booted.median.samples[0], longest.ended - longest.began
         return [WHY["boots"].of(seconds=f"{total:.1f}", phase=PHASE[longest.name], part=f"{part:.1f}")]
 
+    def excess(self) -> list[Text]:
+        """Where a way computes on the processor itself, and was slower than that explains."""
+        found = _factors(self.costs, (self.way,), ("integer", "floating", "sha256"))
+        much = [one for one in found if one.value > CLEARLY]
+        if not much:
+            return []
+        return [WHY["unexplained-disturbed" if any(one.disturbed for one in much) else "unexplained"]]
+
     def waits(self) -> list[Text]:
         sync = self.factor("disk-sync")
         return self.say("sync-waits", sync="disk-sync") if sync is not None and sync < CLEARLY else []
@@ -125,7 +133,7 @@ def _as_emulated(told: _Told) -> list[Text]:
 
 
 def _paravirtual(told: _Told, virtualized: str) -> list[Text]:
-    found = told.say("uml-computing", integer="integer", floating="floating", sha256="sha256")
+    found = told.say("uml-computing", integer="integer", floating="floating", sha256="sha256") + told.excess()
     memory = told.factor("memory")
     if memory:
         found += told.say("uml-memory-same" if memory < SAME_SPEED else "uml-memory", memory="memory")
@@ -153,7 +161,7 @@ def _ptrace(told: _Told) -> list[Text]:
 
 
 def _hvm(told: _Told, virtualized: str) -> list[Text]:
-    found = told.say("hvm-computing", integer="integer", floating="floating", sha256="sha256")
+    found = told.say("hvm-computing", integer="integer", floating="floating", sha256="sha256") + told.excess()
     found += told.say("hvm-call", getppid="getppid") + told.say("hvm-fault", fault="page-fault")
     found += told.timer("timer-hvm")
     found += told.say("hvm-devices", write="disk-write", read="disk-read", latency="net-latency") + told.waits()
@@ -207,12 +215,13 @@ def agreement(costs: Costs, virtualized: str) -> list[Agreement]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A factor that a claim is about: of what, in which way, how much, and how far its samples reach."""
+    """A factor that a claim is about: of what, in which way, how much, how far its samples reach, and whether it was disturbed."""
 
     name: str
     value: float
     low: float
     way: Way
+    disturbed: bool
 
     @property
     def text(self) -> Text:
@@ -225,7 +234,10 @@ def _factors(costs: Costs, ways: Sequence[Way], names: Sequence[str]) -> list[_M
         for name in names:
             cost = costs.costs.get((way, name))
             if cost and cost.factor:
-                found.append(_Measured(name, cost.factor.value, cost.factor.low, way))
+                disturbed = any(
+                    costs.costs[one, name].disturbed for one in ("metal", way) if (one, name) in costs.costs
+                )
+                found.append(_Measured(name, cost.factor.value, cost.factor.low, way, disturbed))
     return found
 
 
@@ -261,10 +273,16 @@ def _reasons(outside: Sequence[_Measured], most: float, reason: Callable[[_Measu
             for one in those
         ]
         found.append(FINDING[key].of(what=joined(names)))
-        found += [FINDING["because"].of(why=text) for text in dict.fromkeys(reason(one) for one in those)]
+        found += [FINDING["because"].of(why=text) for text in dict.fromkeys(_because(one, reason) for one in those)]
     # "No reason is established" is said once, and not as a reason.
     unknown = FINDING["because"].of(why=FINDING["unknown"])
     return tuple(FINDING["unknown"] if one == unknown else one for one in dict.fromkeys(found))
+
+
+def _because(one: _Measured, reason: Callable[[_Measured], Text]) -> Text:
+    """What is known of this machine goes before what is only likely."""
+    known = reason(one)
+    return FINDING["disturbed"] if known == FINDING["unknown"] and one.disturbed else known
 
 
 def _of(way: Way, wanted: bool) -> Text:
@@ -362,7 +380,12 @@ def _devices(costs: Costs) -> Agreement:
 def _build(costs: Costs) -> Agreement:
     source = Text(f"{XEN} (recalled: 2.0 times)", f"{XEN}(기억에 의한 값: 2.0배)")
     found = _factors(costs, ("paravirtual",), ("compile",))
-    whole = _within("build", source, found, 0.9, 2.2, lambda one: FINDING["unknown"])
+    fault = costs.factor("paravirtual", "page-fault")
+
+    def reason(one: _Measured) -> Text:
+        return FINDING["faults"].of(fault=times(fault)) if fault and fault > one.value > 2 else FINDING["unknown"]
+
+    whole = _within("build", source, found, 0.9, 2.2, reason)
     if found and found[0].value < 1.5:
         return Agreement(whole.claim, source, whole.verdict, whole.here, (*whole.because, FINDING["one-file"]))
     return whole

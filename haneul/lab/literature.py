@@ -44,7 +44,7 @@ PUBLISHED: tuple[Published, ...] = (
         True,
     ),
     Published(
-        Text("SPEC CPU on any monitor of 2003", "2003년의 모든 모니터에서 SPEC CPU"),
+        Text("SPEC CPU on any monitor of 2003", "2003년의 모든 VMM에서 SPEC CPU"),
         Text("low overhead: it stays in user space", "오버헤드가 작음: 사용자 공간에서만 실행되기 때문"),
         "Barham et al., SOSP 2003, section 4",
         True,
@@ -59,7 +59,7 @@ PUBLISHED: tuple[Published, ...] = (
     Published(
         Text("The first CPUs with help for virtualization", "가상화 지원 기능이 처음 들어간 CPU"),
         Text("often slower than a software monitor: nothing helped the MMU",
-             "MMU 지원이 없어 소프트웨어 모니터보다 느린 경우가 많았음"),
+             "MMU 지원이 없어 소프트웨어 VMM보다 느린 경우가 많았음"),
         "Adams & Agesen, ASPLOS 2006, abstract",
         True,
     ),

@@ -384,6 +384,8 @@ def _figure(way: Way, name: str, found: Costs) -> str:
 
 
 def _reach(cost: Cost, name: str) -> str:
+    if cost.summary.samples == 1:
+        return _tag("small", "n = 1")
     unit = WORKLOADS[name].unit
     low, _, same_unit = amount(cost.summary.low, unit).partition(" ")
     high = amount(cost.summary.high, unit)
@@ -452,6 +454,6 @@ def picture(results: Results) -> bytes:
     under = f"{about.get('image', '?')} on {about.get('processors', '?')} x {about.get('processor', '?')}"
     if about.get("virtualized"):
         under += f", itself a guest of {about['virtualized']}"
-    under += f"; haneul {about.get('haneul', '?')}, {str(about.get('started', ''))[:10]}, {_runs(results)} runs"
+    under += f"; haneul {about.get('haneul', '?')}, {str(about.get('started', ''))[:10]}, {_runs(results)} run{'s' * (_runs(results) != 1)}"
     drawn = [(head, drawing) for head, drawing in parts if drawing is not None]
     return png(charts.together(drawn, PAGE["title"], same(under)))

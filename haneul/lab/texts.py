@@ -450,13 +450,16 @@ WHY: dict[str, Text] = {
         "한번 매핑된 메모리는 서버의 메모리 그대로여서 대역폭이 베어메탈과 같습니다({memory}배).",
     ),
     "uml-disk": Text(
-        "A disk request is a read or a write of a file by the guest's kernel: sequential writes ×{write}, reads ×{read}.",
-        "디스크 요청은 게스트 커널이 파일을 읽고 쓰는 것입니다. 순차 쓰기 {write}배, 읽기 {read}배입니다.",
+        "A disk request is a read or a write of a file by the guest's kernel; behind that file qemu-storage-daemon shows the qcow2 volume "
+        "(FUSE), so that each request passes through one program more. Sequential writes ×{write}, reads ×{read}.",
+        "디스크 요청은 게스트 커널이 파일을 읽고 쓰는 것입니다. 그 파일 뒤에서 qemu-storage-daemon이 qcow2 볼륨을 보여 주므로(FUSE) "
+        "요청마다 프로그램 하나를 더 거칩니다. 순차 쓰기는 {write}배, 읽기는 {read}배 걸립니다.",
     ),
     "uml-network": Text(
-        "Packets are read and written on a tap by system calls of the guest's kernel: a round trip ×{latency}, a stream "
-        "×{stream}, against the loopback.",
-        "게스트 커널이 시스템 호출로 tap에서 패킷을 읽고 씁니다. 왕복은 루프백의 {latency}배, 스트림은 {stream}배 걸립니다.",
+        "The guest's kernel sends each frame by a system call to a socket, from which a program outside its sandbox carries it to the "
+        "tap: a round trip ×{latency}, a stream ×{stream}, against the loopback.",
+        "게스트 커널은 프레임마다 시스템 호출로 소켓에 보내고, 샌드박스 밖의 프로그램이 이를 tap으로 옮깁니다. "
+        "왕복은 루프백의 {latency}배, 스트림은 {stream}배 걸립니다.",
     ),
     # hvm
     "hvm-computing": Text(
@@ -483,6 +486,14 @@ WHY: dict[str, Text] = {
         "서버 자체가 게스트이므로 게스트를 나갈 때마다 그 아래의 하이퍼바이저를 거칩니다.",
     ),
     # all
+    "unexplained": Text(
+        "For programs that the processor runs itself that is much, and no reason is established.",
+        "프로세서가 직접 실행하는 프로그램치고는 큰 값이며, 이유는 밝혀지지 않았습니다.",
+    ),
+    "unexplained-disturbed": Text(
+        "For programs that the processor runs itself that is much: likely the server was not quiet while it was measured (≈).",
+        "프로세서가 직접 실행하는 프로그램치고는 큰 값입니다. 측정하는 동안 서버가 조용하지 않았기 때문으로 보입니다(≈).",
+    ),
     "compile": Text(
         "Compiling, which is a bit of everything: ×{compile}.",
         "여러 작업이 섞인 컴파일은 {compile}배입니다.",
@@ -547,39 +558,47 @@ FINDING: dict[str, Text] = {
     "named": Text("{what} ×{factor}", "{what} {factor}배"),
     "order": Text("{order}", "{order}"),
     "beside": Text("{what}: emulated ×{one}, paravirtual ×{other}", "{what}: 에뮬레이션 {one}배, 반가상화 {other}배"),
-    "because": Text("Why: {why}", "이유: {why}"),
+    "because": Text("→ {why}", "→ {why}"),
     "unknown": Text("No reason is established.", "이유는 아직 밝혀지지 않았습니다."),
     # known deviations
     "slow-baseline": Text(
-        "likely the baseline: this server is itself a guest, where this is expensive already, so that the factor is smaller.",
+        "Likely the baseline: this server is itself a guest, where this is expensive already, so that the factor is smaller.",
         "기준값의 영향일 가능성이 큽니다. 이 서버 자체가 게스트여서 이 작업이 이미 비싸므로 배수가 작아집니다.",
     ),
     "simple-loop": Text(
-        "likely: a loop of a few instructions in registers is translated once, into nearly the same ones, and runs from QEMU's cache.",
+        "Likely: a loop of a few instructions in registers is translated once, into nearly the same ones, and runs from QEMU's cache.",
         "레지스터만 쓰는 짧은 루프는 거의 같은 명령어로 한 번 번역된 뒤 QEMU의 캐시에서 실행되기 때문으로 보입니다.",
     ),
     "slow-switch": Text(
-        "a context switch takes {switch} on this server, and each system call of the guest needs some.",
+        "A context switch takes {switch} on this server, and each system call of the guest needs some.",
         "이 서버의 문맥 교환이 {switch} 걸리고, 게스트의 시스템 호출에는 문맥 교환이 여러 번 필요합니다.",
     ),
     "fast-switch": Text(
-        "a context switch takes only {switch} on this server.",
+        "A context switch takes only {switch} on this server.",
         "이 서버의 문맥 교환은 {switch}밖에 걸리지 않습니다.",
     ),
     "one-file": Text(
-        "one file is compiled, by one process that runs on: nearly all of it is computing, where this generation is fast.",
+        "One file is compiled, by one process that runs on: nearly all of it is computing, where this generation is fast.",
         "하나의 프로세스가 파일 하나를 계속 컴파일하므로 거의 모두 연산이고, 이 세대는 연산이 빠릅니다.",
     ),
+    "faults": Text(
+        "Likely: a compiler always asks for new memory, and each first touch of a page is a page fault (×{fault} here).",
+        "컴파일러는 새 메모리를 계속 요청하고, 페이지를 처음 건드릴 때마다 페이지 폴트({fault}배)가 나기 때문으로 보입니다.",
+    ),
+    "disturbed": Text(
+        "Likely: the server was not quiet while some of it was measured (≈).",
+        "일부를 측정하는 동안 서버가 조용하지 않았기 때문으로 보입니다(≈).",
+    ),
     "nested": Text(
-        "the server is itself a guest: hardware help is itself virtual here.",
+        "The server is itself a guest: hardware help is itself virtual here.",
         "서버 자체가 게스트여서 여기서는 하드웨어 지원도 가상화되어 있습니다.",
     ),
     "within-noise": Text(
-        "the difference is within the spread of the samples.",
+        "The difference is within the spread of the samples.",
         "차이가 표본의 흩어짐 범위 안에 있습니다.",
     ),
     "translated-network": Text(
-        "likely: the guest's own network code, translated, takes longer than either device.",
+        "Likely: the guest's own network code, translated, takes longer than either device.",
         "장치보다, 번역되어 실행되는 게스트의 네트워크 코드에 시간이 더 걸리는 것으로 보입니다.",
     ),
 }

@@ -36,6 +36,22 @@ class NicSpec:
 
 
 @dataclass(frozen=True)
+class GuestIdentity:
+    """Who a machine is, as DHCP and the metadata service tell its guest: one that goes on from a template is told this first.
+
+    `keys` are public SSH keys. With `user_data` cloud-init decides who logs in.
+    """
+
+    hostname: str
+    domain: str
+    prefix: int
+    gateway: str
+    resolver: str
+    keys: tuple[str, ...]
+    user_data: bool = False
+
+
+@dataclass(frozen=True)
 class MachineSpec:
     """One virtual server as it should be. Memory in MiB, `stop_seconds` is the deadline of an orderly stop.
 
@@ -56,6 +72,7 @@ class MachineSpec:
     uuid: str
     disks: tuple[DiskSpec, ...]
     nics: tuple[NicSpec, ...]
+    identity: GuestIdentity | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from haneul.model.assignment import (
     Assignment,
     DiskSpec,
     GroupSpec,
+    GuestIdentity,
     InterfaceSpec,
     MachineSpec,
     MetadataSpec,
@@ -149,7 +150,7 @@ class Assigner:
 
     def _instance(self, world: _World, row: Row) -> _Instance:
         alive = row["power"] != "terminated" and row["id"] in world.interfaces
-        machine = _machine(world, row, self._settings)
+        machine = _machine(world, row, self._settings, self._signer.ssh_key)
         return _Instance(row["version"], machine, _metadata(world, row, self._signer) if alive else None)
 
     def _known_volumes(self, tx: Transaction) -> dict[str, tuple[int, DiskSpec]]:
@@ -257,7 +258,19 @@ def _nics(world: _World, row: Row) -> tuple[NicSpec, ...]:
     return (NicSpec(one["id"], one["vpc_id"], one["subnet_id"], one["mac"], one["address"]),)
 
 
-def _machine(world: _World, row: Row, settings: Settings) -> MachineSpec:
+def _identity(world: _World, row: Row, ssh_key: str) -> GuestIdentity | None:
+    nic = world.interfaces.get(row["id"])
+    if nic is None:
+        return None
+    subnet, vpc = world.subnets[nic["subnet_id"]]["cidr"], world.vpcs[nic["vpc_id"]]["cidr"]
+    hostname, _, domain = private_dns_name(nic["address"], row["region"]).partition(".")
+    keys = tuple(key.strip() for key in (row["public_key"], ssh_key) if key)
+    return GuestIdentity(
+        hostname, domain, int(subnet.partition("/")[2]), gateway(subnet), resolver(vpc), keys, bool(row["user_data"])
+    )
+
+
+def _machine(world: _World, row: Row, settings: Settings, ssh_key: str) -> MachineSpec:
     kind = instance_types()[row["instance_type"]]
     return MachineSpec(
         instance_id=row["id"],
@@ -273,6 +286,7 @@ def _machine(world: _World, row: Row, settings: Settings) -> MachineSpec:
         uuid=system_uuid(row["id"]),
         disks=_disks(world, row),
         nics=_nics(world, row),
+        identity=_identity(world, row, ssh_key),
     )
 
 

@@ -116,6 +116,7 @@ def test_good_images_are_imported(store: ImageStore, tmp_path: Path) -> None:
         assert (found.disk, found.user, found.description, found.imported) == ("hostile", "ec2-user", name, declared)
         about = json.loads((disk.parent / "image.json").read_text())
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert about["generations"] == ["emulated", "hvm"]
         assert about["imported"] == {"format": declared, "sha256": digest, "source": "given"}
         assert sorted(path.name for path in disk.parent.iterdir()) == ["disk.qcow2", "image.json"]
         assert disk.stat().st_mode & 0o7777 == 0o644 and disk.stat().st_uid == 0 and disk.stat().st_gid == 0

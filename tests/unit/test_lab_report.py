@@ -242,7 +242,7 @@ def test_what_differs_says_so_and_why_where_that_is_known() -> None:
     told = "\n".join(one.en for one in calls.because)
     assert "less than said: new process: fork" in told
     assert "more than said: system call: getppid" in told
-    assert "a context switch takes 2.92 µs on this server" in told
+    assert "A context switch takes 2.92 µs on this server" in told
     assert "No reason is established." in told
 
 
@@ -257,3 +257,19 @@ def test_an_order_that_is_another_one_is_not_called_agreement() -> None:
     found = _agreements(whole)["order-computing"]
     assert found.verdict == "differs"
     assert found.here.en.startswith("paravirtual ×40 > emulated")
+
+
+def test_what_was_measured_on_a_busy_server_is_not_called_unknown() -> None:
+    whole = lab_results.results(("metal", "paravirtual"))
+    for run in (1, 2, 3):
+        busy = Measurement("paravirtual", "paravirtual", "sha256", run, "", (50.0,), before=2.8, after=5.6)
+        whole = whole.with_measurement(busy)
+        slow = Measurement("paravirtual", "paravirtual", "compile", run, "", (1.2,), before=2.8, after=2.8)
+        whole = whole.with_measurement(slow)
+    found = _agreements(whole)
+    assert [one.en for one in found["para-computing"].because] == [
+        "more than said: SHA-256 ×4.8",
+        "→ Likely: the server was not quiet while some of it was measured (≈).",
+    ]
+    assert "page fault (×16 here)" in found["build"].because[1].en
+    assert "likely the server was not quiet" in _english(costs.of(whole), "paravirtual")

@@ -1,0 +1,56 @@
+"""A connection to a machine's monitor (QEMU, docs/interop/qmp-spec)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from qemu.qmp import QMPClient, QMPError
+
+from haneul.drivers.interface import DriverError
+
+#: Memory that is mapped from a file is no part of what is saved.
+IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+
+
+@contextlib.contextmanager
+def socket(path: Path) -> Iterator[str]:
+    """A path that leads to this very socket. The folder belongs to the machine: a link there is not followed."""
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise DriverError(f"{path} is not a socket")
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[QMPClient]:
+    """Raises `DriverError` for whatever goes wrong on it, but for the end of the connection while it is closed."""
+    client = QMPClient("haneul")
+    try:
+        with socket(path) as place:
+            await client.connect(place)
+        try:
+            yield client
+        finally:
+            with contextlib.suppress(QMPError, OSError, EOFError):
+                await client.disconnect()
+    except (QMPError, OSError, EOFError) as error:
+        raise DriverError(f"QMP: {error or type(error).__name__}") from None
+
+
+async def until_migrated(client: QMPClient) -> None:
+    while True:
+        answer = await client.execute("query-migrate")
+        status = answer.get("status") if isinstance(answer, dict) else None
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            raise DriverError(f"the state could not be carried over: {answer}")
+        await asyncio.sleep(0.002)

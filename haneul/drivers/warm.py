@@ -1,0 +1,91 @@
+"""How a machine goes on from a template, and becomes itself (the other half is images/resume.c)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import time
+import uuid
+
+from haneul.drivers import qmp
+from haneul.drivers.engine import Resume
+from haneul.drivers.interface import DriverError
+from haneul.drivers.places import Places
+from haneul.model.assignment import MachineSpec
+
+log = logging.getLogger(__name__)
+
+#: From the start of the program to the guest's answer, at most (seconds).
+DEADLINE = 20.0
+#: Bytes for the guest's random pool.
+SEED = 128
+
+
+def told(spec: MachineSpec, machine_id: str, boot_id: str, seed: bytes) -> str:
+    """Who the guest is, but for the time, which comes last (the protocol is in images/resume.c)."""
+    assert spec.identity is not None
+    who, (nic, *_) = spec.identity, spec.nics
+    lines = [
+        ("instance", spec.instance_id), ("hostname", who.hostname), ("domain", who.domain), ("machine-id", machine_id),
+        ("boot-id", boot_id), ("mac", nic.mac), ("address", nic.address), ("prefix", str(who.prefix)),
+        ("gateway", who.gateway), ("dns", who.resolver), ("mtu", "1500"), ("seed", seed.hex()), ("user-data", str(int(who.user_data))),
+        *(("key", " ".join(key.split())) for key in who.keys),
+    ]  # fmt: skip
+    return "".join(f"{key} {value}\n" for key, value in lines)
+
+
+def answered(line: str) -> dict[str, str]:
+    """What the guest says of itself. Raises `DriverError` if it could not become what it was told."""
+    word, _, rest = line.strip().partition(" ")
+    if word != "resumed":
+        raise DriverError(f"the guest's resume unit: {line.strip()[:200]}")
+    return dict(part.partition("=")[::2] for part in rest.split(" "))
+
+
+async def go_on(spec: MachineSpec, places: Places, resume: Resume) -> None:
+    """The devices' state in, the disk as large as it was asked for, the guest told who it is and heard. Raises `DriverError`."""
+    began = time.monotonic()
+    machine_id, boot_id = secrets.token_hex(16), str(uuid.uuid4())
+    port = resume.port
+    port.setblocking(False)
+    async with asyncio.timeout(DEADLINE), qmp.connected(places.qmp) as client:
+        await client.execute("migrate-set-capabilities", qmp.IGNORE_SHARED)
+        await client.execute("migrate-incoming", {"uri": f"fd:{resume.state}"})
+        await qmp.until_migrated(client)
+        await client.execute("block_resize", {"node-name": "disk0", "size": resume.size})
+        loaded = time.monotonic()
+        await _send(port, told(spec, machine_id, boot_id, secrets.token_bytes(SEED)))
+        await client.execute("cont")
+        now = time.time_ns()
+        await _send(port, f"time {now // 10**9}.{now % 10**9:09d}\nend\n")
+        found = answered(await _line(port))
+    assert spec.identity is not None
+    wanted = {
+        "hostname": spec.identity.hostname,
+        "machine-id": machine_id,
+        "boot-id": boot_id,
+        "address": spec.nics[0].address,
+    }
+    wrong = [name for name, value in wanted.items() if found.get(name) != value]
+    if wrong:
+        raise DriverError(f"the guest is not what it was told: {', '.join(wrong)}")
+    done = time.monotonic()
+    log.info(
+        "%s goes on from a template: loaded %.3f s, answered %.3f s", spec.instance_id, loaded - began, done - loaded
+    )
+
+
+async def _send(port: socket.socket, text: str) -> None:
+    await asyncio.get_running_loop().sock_sendall(port, text.encode())
+
+
+async def _line(port: socket.socket) -> str:
+    said = b""
+    while b"\n" not in said:
+        some = await asyncio.get_running_loop().sock_recv(port, 4096)
+        if not some:
+            raise DriverError("the machine ended before its guest answered")
+        said = (said + some)[-65536:]
+    return said.partition(b"\n")[0].decode(errors="replace").replace("\r", "")

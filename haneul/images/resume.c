@@ -1,0 +1,268 @@
+/* Gives a clone of a booted machine its own identity (docs/ARCHITECTURE.md, "Warm launch").
+ *
+ * A template of an image is a machine that was booted until this program waits on a serial port, and was then saved. Every
+ * warm launch goes on from there: the server writes who the instance is, this program makes it so and answers. It is static,
+ * and nothing is started on the way: under emulation a process costs tens of milliseconds.
+ *
+ * Protocol, in lines: here -> server "waiting 1"; server -> here "KEY VALUE" lines and "end"; here -> server "resumed KEY=VALUE ..."
+ * with what the kernel now says, or "failed TEXT". Afterwards the program AFTER of the command line takes this one's place.
+ *
+ * Usage: haneul-resume PORT INTERFACE USER AFTER
+ * Sources: random(4) (RNDADDENTROPY, RNDRESEEDCRNG), netdevice(7), rtnetlink(7), machine-id(5), clock_settime(2).
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/random.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <net/route.h>
+#include <netinet/in.h>
+#include <pwd.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MOST_KEYS 64
+#define SEED 512
+
+struct identity {
+    char instance[64], hostname[256], machine_id[33], boot_id[64], mac[18], address[16], gateway[16], dns[16], domain[256];
+    char *keys[MOST_KEYS];
+    int key_count, prefix, mtu, user_data;
+    unsigned char seed[SEED];
+    size_t seed_length;
+    struct timespec time;
+};
+
+static FILE *server, *port; /* from the server, and to it */
+
+static void fail(const char *form, ...) {
+    va_list rest;
+    va_start(rest, form);
+    fputs("failed ", port);
+    vfprintf(port, form, rest);
+    fprintf(port, ": %s\n", strerror(errno));
+    fflush(port);
+    va_end(rest);
+    exit(1);
+}
+
+static void put(const char *path, const char *text, mode_t mode) {
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    if (file < 0 || write(file, text, strlen(text)) != (ssize_t)strlen(text)) fail("%s", path);
+    close(file);
+}
+
+/* --- what the server says ---------------------------------------------------------------------------------------------- */
+
+static size_t from_hex(const char *text, unsigned char *out, size_t most) {
+    size_t length = 0;
+    unsigned value;
+    while (length < most && sscanf(text + 2 * length, "%2x", &value) == 1) out[length++] = value;
+    return length;
+}
+
+static void copy(char *to, size_t size, const char *value) {
+    if (strlen(value) >= size) {
+        errno = E2BIG;
+        fail("a value");
+    }
+    strcpy(to, value);
+}
+
+static void take(struct identity *who, const char *key, const char *value) {
+#define TEXT(name, field) \
+    if (strcmp(key, name) == 0) copy(who->field, sizeof who->field, value)
+    TEXT("instance", instance);
+    TEXT("hostname", hostname);
+    TEXT("machine-id", machine_id);
+    TEXT("boot-id", boot_id);
+    TEXT("mac", mac);
+    TEXT("address", address);
+    TEXT("gateway", gateway);
+    TEXT("dns", dns);
+    TEXT("domain", domain);
+    if (strcmp(key, "prefix") == 0) who->prefix = atoi(value);
+    if (strcmp(key, "user-data") == 0) who->user_data = atoi(value);
+    if (strcmp(key, "mtu") == 0) who->mtu = atoi(value);
+    if (strcmp(key, "seed") == 0) who->seed_length = from_hex(value, who->seed, SEED);
+    if (strcmp(key, "time") == 0) {
+        long long seconds = 0;
+        long nanoseconds = 0;
+        sscanf(value, "%lld.%9ld", &seconds, &nanoseconds);
+        who->time.tv_sec = seconds;
+        who->time.tv_nsec = nanoseconds;
+        /* At once: what follows takes time. */
+        if (clock_settime(CLOCK_REALTIME, &who->time)) fail("the clock");
+    }
+    if (strcmp(key, "key") == 0 && who->key_count < MOST_KEYS) who->keys[who->key_count++] = strdup(value);
+}
+
+static void listen_to_server(struct identity *who) {
+    char *line = NULL;
+    size_t size = 0;
+    ssize_t length;
+    while ((length = getline(&line, &size, server)) > 0) {
+        line[strcspn(line, "\n")] = 0;
+        if (strcmp(line, "end") == 0) {
+            free(line);
+            return;
+        }
+        char *value = strchr(line, ' ');
+        if (value) {
+            *value++ = 0;
+            take(who, line, value);
+        }
+    }
+    exit(1); /* nobody is there: this is no warm launch */
+}
+
+/* --- making it so ------------------------------------------------------------------------------------------------------ */
+
+static void reseed(const struct identity *who) {
+    struct {
+        int entropy_count, buf_size;
+        unsigned char buf[SEED];
+    } pool = {.entropy_count = (int)who->seed_length * 8, .buf_size = (int)who->seed_length};
+    memcpy(pool.buf, who->seed, who->seed_length);
+    int random = open("/dev/urandom", O_RDWR | O_CLOEXEC);
+    if (random < 0 || ioctl(random, RNDADDENTROPY, &pool) || ioctl(random, RNDRESEEDCRNG)) fail("the random pool");
+    close(random);
+    explicit_bzero(&pool, sizeof pool);
+}
+
+static void name_machine(const struct identity *who) {
+    char text[1024];
+    snprintf(text, sizeof text, "%s\n", who->machine_id);
+    put("/etc/machine-id", text, 0444);
+    if (sethostname(who->hostname, strlen(who->hostname))) fail("the host name");
+    snprintf(text, sizeof text, "%s\n", who->hostname);
+    put("/etc/hostname", text, 0644);
+    snprintf(text, sizeof text, "127.0.0.1 localhost\n127.0.1.1 %s.%s %s\n::1 localhost ip6-localhost ip6-loopback\n",
+             who->hostname, who->domain, who->hostname);
+    put("/etc/hosts", text, 0644);
+    /* The kernel gives one boot id for each boot of its own; this boot was another machine's. */
+    mkdir("/run/haneul", 0755);
+    snprintf(text, sizeof text, "%s\n", who->boot_id);
+    put("/run/haneul/boot-id", text, 0444);
+    if (mount("/run/haneul/boot-id", "/proc/sys/kernel/random/boot_id", NULL, MS_BIND, NULL)) fail("the boot id");
+    put("/run/haneul/instance-id", who->instance, 0444);
+    if (who->user_data) put("/run/haneul/user-data", "", 0444);
+}
+
+static struct sockaddr_in internet(const char *text) {
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    if (inet_pton(AF_INET, text, &address.sin_addr) != 1) fail("the address %s", text);
+    return address;
+}
+
+static void address_machine(const struct identity *who, const char *interface) {
+    int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq request = {0};
+    copy(request.ifr_name, sizeof request.ifr_name, interface);
+    unsigned char mac[6];
+    if (sscanf(who->mac, "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", mac, mac + 1, mac + 2, mac + 3, mac + 4, mac + 5) != 6) fail("the MAC");
+    request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    memcpy(request.ifr_hwaddr.sa_data, mac, 6);
+    if (ioctl(control, SIOCSIFHWADDR, &request)) fail("the MAC");
+    request.ifr_mtu = who->mtu;
+    if (who->mtu && ioctl(control, SIOCSIFMTU, &request)) fail("the MTU");
+    struct sockaddr_in own = internet(who->address), mask = {.sin_family = AF_INET};
+    mask.sin_addr.s_addr = htonl(who->prefix ? 0xFFFFFFFFu << (32 - who->prefix) : 0);
+    memcpy(&request.ifr_addr, &own, sizeof own);
+    if (ioctl(control, SIOCSIFADDR, &request)) fail("the address");
+    memcpy(&request.ifr_netmask, &mask, sizeof mask);
+    if (ioctl(control, SIOCSIFNETMASK, &request)) fail("the netmask");
+    if (ioctl(control, SIOCGIFFLAGS, &request)) fail("the interface");
+    request.ifr_flags |= IFF_UP | IFF_RUNNING;
+    if (ioctl(control, SIOCSIFFLAGS, &request)) fail("the interface");
+    struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
+    struct sockaddr_in gateway = internet(who->gateway), any = {.sin_family = AF_INET};
+    memcpy(&route.rt_gateway, &gateway, sizeof gateway);
+    memcpy(&route.rt_dst, &any, sizeof any);
+    memcpy(&route.rt_genmask, &any, sizeof any);
+    if (ioctl(control, SIOCADDRT, &route) && errno != EEXIST) fail("the route");
+    close(control);
+}
+
+static void let_in(const struct identity *who, const char *user) {
+    struct passwd *account;
+    FILE *accounts = fopen("/etc/passwd", "re");
+    while ((account = accounts ? fgetpwent(accounts) : NULL) && strcmp(account->pw_name, user)) continue;
+    if (!account) fail("the user %s", user);
+    char path[512];
+    snprintf(path, sizeof path, "%s/.ssh", account->pw_dir);
+    if (mkdir(path, 0700) && errno != EEXIST) fail("%s", path);
+    if (chown(path, account->pw_uid, account->pw_gid)) fail("%s", path);
+    strcat(path, "/authorized_keys");
+    FILE *file = fopen(path, "we");
+    if (!file) fail("%s", path);
+    for (int index = 0; index < who->key_count; index++) fprintf(file, "%s\n", who->keys[index]);
+    fchmod(fileno(file), 0600);
+    if (fchown(fileno(file), account->pw_uid, account->pw_gid) || fclose(file)) fail("%s", path);
+}
+
+/* What the kernel and the files say now, not what was asked for. */
+static void answer(const char *interface) {
+    char hostname[256] = "", machine_id[64] = "", boot_id[64] = "", address[16] = "";
+    gethostname(hostname, sizeof hostname - 1);
+    FILE *file = fopen("/etc/machine-id", "re");
+    if (file && fscanf(file, "%63s", machine_id) != 1) machine_id[0] = 0;
+    if (file) fclose(file);
+    file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    if (file && fscanf(file, "%63s", boot_id) != 1) boot_id[0] = 0;
+    if (file) fclose(file);
+    int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq request = {0};
+    copy(request.ifr_name, sizeof request.ifr_name, interface);
+    if (!ioctl(control, SIOCGIFADDR, &request))
+        inet_ntop(AF_INET, &((struct sockaddr_in *)&request.ifr_addr)->sin_addr, address, sizeof address);
+    close(control);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    fprintf(port, "resumed hostname=%s machine-id=%s boot-id=%s address=%s time=%lld.%09ld\n", hostname, machine_id, boot_id,
+            address, (long long)now.tv_sec, now.tv_nsec);
+    fflush(port);
+}
+
+int main(int count, char **words) {
+    if (count != 5) {
+        fputs("usage: haneul-resume PORT INTERFACE USER AFTER\n", stderr);
+        return 2;
+    }
+    /* A port can be opened only once. */
+    int opened = open(words[1], O_RDWR | O_CLOEXEC | O_NOCTTY);
+    struct termios terminal;
+    if (opened >= 0 && !tcgetattr(opened, &terminal)) {
+        cfmakeraw(&terminal);
+        tcsetattr(opened, TCSANOW, &terminal);
+    }
+    server = opened < 0 ? NULL : fdopen(opened, "r");
+    port = server ? fdopen(fcntl(opened, F_DUPFD_CLOEXEC, 0), "w") : NULL;
+    if (!port) {
+        perror(words[1]);
+        return 1;
+    }
+    fputs("waiting 1\n", port);
+    fflush(port);
+    static struct identity who;
+    listen_to_server(&who);
+    reseed(&who);
+    name_machine(&who);
+    address_machine(&who, words[2]);
+    /* User data may want other users than the image's: then cloud-init makes them. */
+    if (!who.user_data || strcmp(words[3], "root") == 0) let_in(&who, words[3]);
+    answer(words[2]);
+    execl(words[4], words[4], who.instance, (char *)NULL);
+    perror(words[4]);
+    return 1;
+}
