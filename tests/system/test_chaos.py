@@ -1,4 +1,4 @@
-"""Every part of a cloud of real guests is killed at random moments: haneul, QEMU, its shell, dnsmasq, the metadata process.
+"""Every part of a cloud of real guests is killed at random moments: haneul, any process of a machine, dnsmasq, metadata.
 
 Afterwards every instance is what the API promised, or stopped with the reason that its machine was killed; and the
 world (processes, folders, volumes, namespaces, taps) is what the store says. `HANEUL_TEST_SEED` gives other moments.
@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from haneul import identity
-from haneul.drivers import locks
+from haneul.drivers import locks, uml
 from haneul.store import tables
 from haneul.store.database import Store
 from tests.chaos import Tally, User, at_work, inconsistencies, lost, settled, twice
@@ -59,9 +59,7 @@ class Killer:
         eventually("haneul serves", serves, 60, 0.05)
 
     def kill(self, rng: random.Random) -> None:
-        what = rng.choice(
-            ["haneul", "haneul", "haneul, by SIGTERM", "QEMU", "a machine's shell", "dnsmasq", "metadata"]
-        )
+        what = rng.choice(["haneul", "haneul", "haneul, by SIGTERM", "machine", "machine", "dnsmasq", "metadata"])
         if what.startswith("haneul"):
             os.kill(self.pid, signal.SIGTERM if "SIGTERM" in what else signal.SIGKILL)
             eventually("it has ended", lambda: gone(self.pid), 30, 0.01)
@@ -71,11 +69,13 @@ class Killer:
             if rng.random() < 0.7:
                 self.until_it_serves()
             return
-        pids = self._pids(what)
+        pids = sorted(self._pids(what))
         if not pids:
             return
         pid = rng.choice(pids)
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if what == "machine":
+                what = Path(f"/proc/{pid}/comm").read_text().strip()
             os.kill(pid, signal.SIGKILL)
             self.tally.kill(what)
 
@@ -86,13 +86,33 @@ class Killer:
         if what == "metadata":
             return locks.holders(place / "metadata" / "lock")
         found = []
-        for folder in (self.own.data / "instances").glob("*"):
-            for pid in locks.holders(folder / "lock"):
-                with contextlib.suppress(OSError):
-                    if ("qemu-system" in os.readlink(f"/proc/{pid}/exe")) == (what == "QEMU"):
-                        found.append(pid)
-                        self.machines.add(folder.name)
+        uids = _uids(self.own)
+        for pid, uid in _machines_processes(self.own):
+            if uid in uids:
+                found.append(pid)
+                self.machines.add(uids[uid])
         return found
+
+
+def _uids(own: Haneul) -> dict[int, str]:
+    """The uid of every machine that has a folder."""
+    found = {}
+    for folder in (own.data / "instances").glob("*"):
+        with contextlib.suppress(OSError, ValueError):
+            found[int((folder / "uid").read_text())] = folder.name
+    return found
+
+
+def _machines_processes(own: Haneul) -> list[tuple[int, int]]:
+    """(pid, uid) of what runs as a machine's uid, whether there is that machine or not."""
+    first = identity.Identity(own.data / "identity", int((own.data / "identity" / "slot").read_text())).first_uid
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            uid = os.stat(f"/proc/{name}").st_uid
+            if first < uid < first + 65536 and not gone(int(name)):
+                found.append((int(name), uid))
+    return found
 
 
 def _orphans(own: Haneul) -> list[str]:
@@ -118,14 +138,8 @@ def _orphans(own: Haneul) -> list[str]:
 
 def _strangers(own: Haneul, alive: set[str]) -> list[int]:
     """Processes that run as a machine's uid and are no machine's."""
-    first = identity.Identity(own.data / "identity", int((own.data / "identity" / "slot").read_text())).first_uid
-    known = {pid for one in alive for pid in own.machine_pids(one)}
-    found = []
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if name.isdigit() and first < os.stat(f"/proc/{name}").st_uid < first + 65536 and int(name) not in known:
-                found.append(int(name))
-    return found
+    known = {uid for uid, instance in _uids(own).items() if instance in alive}
+    return [pid for pid, uid in _machines_processes(own) if uid not in known]
 
 
 def _of_networks(own: Haneul, vpcs: set[str], nics: set[str]) -> list[str]:
@@ -152,16 +166,19 @@ def _answers(address: str) -> bool:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kills", [14, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["t3.nano", "t1.micro"])
 def test_every_part_is_killed(
-    make_haneul: Callable[..., Haneul], nursery: Nursery, kills: int, record_tally: Callable[[str], None]
+    make_haneul: Callable[..., Haneul], nursery: Nursery, kind: str, kills: int, record_tally: Callable[[str], None]
 ) -> None:
+    if kind == "t1.micro" and uml.missing():
+        pytest.skip(f"no paravirtual machines: {uml.missing()}")
     own = make_haneul(HANEUL_STOP_SECONDS="20")
     identity.ensure(own.data)
     rng, tally = random.Random(SEED), Tally()
     killer = Killer(own, nursery, tally)
     killer.start()
     killer.until_it_serves()
-    launch = {"ImageId": own.image("tiny"), "InstanceType": "t3.nano"}
+    launch = {"ImageId": own.image("tiny"), "InstanceType": kind}
     users = [User(f"user{n}", own.client(), random.Random(SEED * 100 + n), launch, 2, pause=0.3) for n in range(2)]
 
     def harass() -> None:
@@ -197,7 +214,7 @@ def test_every_part_is_killed(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(killer.pid, signal.SIGTERM)
-        record_tally("real guests, " + tally.text(users, SEED))
+        record_tally(f"real guests ({kind}), " + tally.text(users, SEED))
     assert not tally.lost and not tally.orphaned
     said = Path(own.data / "said").read_text()
     assert "Traceback" not in said, said[-3000:]
