@@ -128,6 +128,7 @@ class Templates:
             self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def _work(self) -> None:
+        await asyncio.to_thread(self._sweep)
         while self._wanted:
             shape = next(iter(self._wanted))
             try:
@@ -203,7 +204,7 @@ class Templates:
         parts = [LAYOUT, shape.image, disk.st_ino, disk.st_mtime_ns, disk.st_size, _qemu_version(), machine]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
-    def sweep(self) -> None:
+    def _sweep(self) -> None:
         """What a killed haneul left of its making. Its machine is killed too."""
         for left in self.directory.glob(".making-*"):
             for pid in locks.holders(left / "lock"):
@@ -270,8 +271,8 @@ class Templates:
             raise DriverError("this template is being made already")
         try:
             return subprocess.Popen(
-                # What waits for a launch comes first.
-                ["nice", "-n", "10", *confined(self._uid, groups, words)],
+                # What waits for a launch comes first. It ends with haneul; the signal is asked for by its own uid, or is forgotten.
+                ["nice", "-n", "10", *confined(self._uid, groups, ["setpriv", "--pdeathsig", "KILL", "--", *words])],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 pass_fds=(lock, tap, resume), start_new_session=True, cwd="/", env={"PATH": "/usr/bin:/bin"},
             )  # fmt: skip

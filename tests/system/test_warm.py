@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from haneul.drivers import locks
 from tests.system.conftest import Haneul, eventually
 
 Tally = Callable[[str], None]
@@ -111,3 +112,18 @@ def test_a_kill_in_the_middle_of_a_resume_costs_a_new_try(warm: Haneul, template
         warm.terminate(one)
     left = [path.name for path in (warm.data / "volumes").iterdir() if path.name.startswith(".")]
     assert left == []
+
+
+def test_a_template_in_the_making_ends_with_haneul(warm: Haneul, templated: str) -> None:
+    making = warm.data / "templates"
+    (one,) = warm.launch(InstanceType="t3.micro")  # a shape that has none
+    warm.until(one, "running", 60)
+
+    def makers() -> list[int]:
+        return [pid for path in making.glob(".making-*/lock") for pid in locks.holders(path)]
+
+    eventually("one is being made", makers, 60, 0.05)
+    warm.kill()
+    eventually("its machine has ended too", lambda: not makers(), 10, 0.05)
+    warm.up()
+    warm.terminate(one)
