@@ -360,8 +360,7 @@ async def start(
     finally:
         for server, _ in servers:
             server.should_exit = True
-        for task in tasks[len(servers) :]:
-            task.cancel()
+        await _end(tasks[len(servers) :])
         await asyncio.gather(*tasks, return_exceptions=True)
         api.close()
         await asyncio.to_thread(store.close)
@@ -402,6 +401,15 @@ async def _sweeps(control: Control) -> None:
             await asyncio.to_thread(control.sweep)
         except Exception:
             log.exception("a sweep failed; the next one tries again")
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel them, again and again: what a task awaits may have swallowed it, and then it goes on as if nothing was."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1)
 
 
 async def until_told_to_stop() -> None:

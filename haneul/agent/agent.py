@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 from haneul.agent.link import Link
@@ -112,10 +112,10 @@ class Agent:
                 log.exception("a pass failed; the next one tries again")
                 busy = False
             await asyncio.sleep(_pause(time.process_time() - began))
-            try:
-                await asyncio.wait_for(wake.wait(), BUSY_PERIOD if busy else PERIOD)
-            except TimeoutError:
-                pass
+            # Not wait_for(): Python 3.11's forgets a cancellation that comes together with what it waits for.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BUSY_PERIOD if busy else PERIOD):
+                    await wake.wait()
 
     async def _latest(self) -> Assignment | None:
         """The newest assignment; both loops share it, and ask for it once."""
