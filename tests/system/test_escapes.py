@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,30 @@ def test_a_qemu_that_was_taken_over_reaches_nothing(town: Town, record_tally: Ta
     record_tally(
         f"attempts of a QEMU that was taken over: {len(found['tried'])}, {inside} of them as root of a user namespace; 0 done"
     )
+
+
+#: Who starts haneul has a key; what haneul starts, as another user, looks for it.
+_KEYS = """
+import ctypes, subprocess, sys
+from haneul.__main__ import leave_keys
+libc = ctypes.CDLL(None)
+assert libc.syscall(250, 1, b"of who starts haneul") > 0
+assert libc.syscall(248, b"user", b"secret", b"SECRET", 6, -3) > 0
+if sys.argv[1] == "haneul":
+    leave_keys()
+sys.exit(subprocess.run(sys.argv[2:]).returncode)
+"""
+_LOOK = "import ctypes, sys; sys.exit(ctypes.CDLL(None).syscall(250, 10, -3, b'user', b'secret', 0) > 0)"
+
+
+def test_no_machine_has_the_keys_of_who_started_haneul() -> None:
+    """A session keyring is inherited with all that it gives, past every change of the uid."""
+    look = places.confined(54321, [], [str(PYTHON), "-I", "-c", _LOOK])
+    found = {
+        who: subprocess.run([sys.executable, "-c", _KEYS, who, *look], check=False).returncode
+        for who in ("it", "haneul")
+    }
+    assert found == {"it": 1, "haneul": 0}
 
 
 # --- what a machine's processes are ---------------------------------------------------------------------
