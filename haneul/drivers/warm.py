@@ -9,7 +9,7 @@ import socket
 import time
 import uuid
 
-from haneul.drivers import qmp
+from haneul.drivers import host_keys, qmp
 from haneul.drivers.engine import Resume
 from haneul.drivers.interface import DriverError
 from haneul.drivers.places import Places
@@ -31,7 +31,7 @@ def told(spec: MachineSpec, machine_id: str, boot_id: str, seed: bytes) -> str:
         ("instance", spec.instance_id), ("hostname", who.hostname), ("domain", who.domain), ("machine-id", machine_id),
         ("boot-id", boot_id), ("mac", nic.mac), ("address", nic.address), ("prefix", str(who.prefix)),
         ("gateway", who.gateway), ("dns", who.resolver), ("mtu", "1500"), ("seed", seed.hex()), ("user-data", str(int(who.user_data))),
-        *(("key", " ".join(key.split())) for key in who.keys),
+        *(("key", " ".join(key.split())) for key in who.keys), *([] if who.user_data else host_keys.lines()),
     ]  # fmt: skip
     return "".join(f"{key} {value}\n" for key, value in lines)
 
