@@ -12,7 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 def made() -> list[tuple[str, bytes, bytes]]:
     """(type, private key file, public key line without a comment), of the types that cloud-init makes in haneul's images."""
-    keys = [("ed25519", ed25519.Ed25519PrivateKey.generate()), ("ecdsa", ec.generate_private_key(ec.SECP256R1()))]
+    keys: list[tuple[str, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey]] = [
+        ("ed25519", ed25519.Ed25519PrivateKey.generate()),
+        ("ecdsa", ec.generate_private_key(ec.SECP256R1())),
+    ]
     return [
         (
             name,

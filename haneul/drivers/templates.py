@@ -310,7 +310,7 @@ def _spec(shape: Shape) -> MachineSpec:
 async def _until_waiting(port: socket.socket) -> None:
     loop, said = asyncio.get_running_loop(), b""
     async with asyncio.timeout(BOOT_SECONDS):
-        while b"waiting 1\n" not in said.replace(b"\r", b""):
+        while b"waiting 2\n" not in said.replace(b"\r", b""):
             some = await loop.sock_recv(port, 4096)
             if not some:
                 raise DriverError("QEMU ended before the guest's resume unit waited")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 #: Of the words between the server and the unit (`resume.c`); image.json has it as `resume`.
-PROTOCOL = 1
+PROTOCOL = 2
 
 TINY_SCRIPTS = {
     "lib/haneul/resumed": """\

@@ -12,11 +12,51 @@ from functools import lru_cache
 
 #: Keys of cloud-config that leave alone users, their passwords and keys, host keys, and the data in which those could be hidden.
 _HARMLESS = frozenset(
-    "apt bootcmd byobu_by_default ca_certs ca-certs chef disk_setup device_aliases final_message fs_setup growpart hostname fqdn "
-    "prefer_fqdn_over_hostname keyboard locale locale_configfile manage_etc_hosts manage_resolv_conf resolv_conf mounts "
-    "mount_default_fields swap ntp output package_update package_upgrade package_reboot_if_required packages phone_home "
-    "power_state preserve_hostname puppet resize_rootfs runcmd salt_minion timezone wireguard write_files yum_repos "
-    "apt_update apt_upgrade apt_reboot_if_required".split()
+    [
+        "apt",
+        "bootcmd",
+        "byobu_by_default",
+        "ca_certs",
+        "ca-certs",
+        "chef",
+        "disk_setup",
+        "device_aliases",
+        "final_message",
+        "fs_setup",
+        "growpart",
+        "hostname",
+        "fqdn",
+        "prefer_fqdn_over_hostname",
+        "keyboard",
+        "locale",
+        "locale_configfile",
+        "manage_etc_hosts",
+        "manage_resolv_conf",
+        "resolv_conf",
+        "mounts",
+        "mount_default_fields",
+        "swap",
+        "ntp",
+        "output",
+        "package_update",
+        "package_upgrade",
+        "package_reboot_if_required",
+        "packages",
+        "phone_home",
+        "power_state",
+        "preserve_hostname",
+        "puppet",
+        "resize_rootfs",
+        "runcmd",
+        "salt_minion",
+        "timezone",
+        "wireguard",
+        "write_files",
+        "yum_repos",
+        "apt_update",
+        "apt_upgrade",
+        "apt_reboot_if_required",
+    ]
 )
 _KEY = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(\s|$)")
 
