@@ -1095,7 +1095,10 @@ def _warm_running(settings: Settings, image: str, instance_type: str, say: Say) 
             )
         if found.state in ("loaded", "saved", "failed"):
             return found
-        say(found.phase or "waiting for another template")
+        if found.phase:
+            say(found.phase)
+        elif any(one.state == "being made" for one in known.values()):
+            say("waiting for another template")
         time.sleep(0.3)
 
 

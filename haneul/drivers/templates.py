@@ -222,6 +222,8 @@ class Templates:
     def observe(self) -> list[TemplateReport]:
         found: dict[Shape, TemplateReport] = {}
         for saved in self._saved():
+            if not self._fits(saved.shape, saved.directory):
+                continue  # `sweep` removes it
             loaded = self._loaded.get(saved.shape)
             state: State = "saved" if loaded is None else "loaded"
             memory = saved.memory if loaded is None else loaded.bytes

@@ -91,13 +91,10 @@ def _states(store: Templates) -> dict[str, str]:
 
 
 async def _taken_up(store: Templates) -> None:
-    """As far as a start goes by itself."""
-    running = asyncio.create_task(store.run())
-    await asyncio.sleep(0.05)
-    while store._at is not None or store._wanted:
-        await asyncio.sleep(0.01)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    """What `run` does until it waits."""
+    await store._take_up()
+    while store._wanted:
+        await store._fulfil(next(iter(store._wanted)))
 
 
 def test_the_memory_of_a_template_is_read_by_all_and_written_by_nobody(store: Templates) -> None:
