@@ -9,7 +9,7 @@ Their life: one is *wanted* after a cold boot, or *ordered*; it is made, *saved*
 saved is loaded again. What was not used for longest goes first: from memory, and later from disk. What a clone still maps stays
 its own. Where the rules are decided is `model/template.py`.
 
-Sources: memfd_create(2), fcntl(2) (F_ADD_SEALS); QEMU, docs/devel/migration.rst (x-ignore-shared).
+Sources: memfd_create(2), fcntl(2) (F_ADD_SEALS).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -30,10 +29,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from haneul.drivers import locks, qemu_command, qmp
+from haneul.drivers import locks, qemu_command, template_machine
 from haneul.drivers.interface import DriverError
-from haneul.drivers.places import Places, confined
-from haneul.drivers.qemu_command import Accelerator, Kernel, Warm
+from haneul.drivers.places import Places
+from haneul.drivers.qemu_command import Accelerator, Warm
+from haneul.drivers.template_machine import Making
 from haneul.model import template as rules
 from haneul.model.assignment import DiskSpec, MachineSpec, NicSpec
 from haneul.model.instance_types import instance_types
@@ -43,18 +43,11 @@ log = logging.getLogger(__name__)
 
 #: Raised when templates of an older haneul would not do: the resume unit's protocol, the way they are made.
 LAYOUT = 2
-#: The guest's resume unit waits after so long at most (seconds); an emulated Debian needs half a minute on a quiet server.
-BOOT_SECONDS = 600.0
-#: Between the unit's word and the save: what is still starting settles.
-SETTLE_SECONDS = 2.0
-SAVE_SECONDS = 120.0
 #: How often what nothing uses any more is looked for; a launch and `haneul image` notice it at once.
 SWEEP_SECONDS = 600.0
 #: The address that a template's card has until its clone gets its own.
 NO_MAC = "06:00:00:00:00:00"
 _CHUNK = 4 << 20
-#: Devices without the guest's memory: less than one MiB is usual.
-MOST_STATE = 64 << 20
 
 
 class DamagedError(DriverError):
@@ -444,85 +437,25 @@ class Templates:
         began = time.monotonic()
         places = Places(self.directory / f".making-{directory.name}")
         shutil.rmtree(places.directory, ignore_errors=True)
-        places.run.mkdir(mode=0o700, parents=True)
-        self.directory.chmod(0o711)
-        places.directory.chmod(0o711)
+        places.directory.mkdir(mode=0o711, parents=True)
+        for path in (self.directory, places.directory):
+            path.chmod(0o711)
+        server = self._server
+        making = Making(
+            _spec(shape), places, self._images / shape.image, server.uid, shape.accelerator, self._protocol, server.tap, self._tell
+        )  # fmt: skip
         try:
-            await asyncio.to_thread(self._prepare, shape, places)
-            await self._boot_and_save(shape, places)
+            await template_machine.make(making)
             await asyncio.to_thread(self._finish, shape, places, directory, time.monotonic() - began)
         finally:
-            await locks.kill(places.lock)
             shutil.rmtree(places.directory, ignore_errors=True)
 
-    def _prepare(self, shape: Shape, places: Places) -> None:
-        base = (self._images / shape.image / "disk.qcow2").absolute()
-        disk, memory = places.run / "disk.qcow2", places.run / "memory"
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(disk)]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-        with memory.open("wb") as file:
-            file.truncate(shape.memory_mib << 20)
-        for path in (places.run, disk, memory):
-            os.chown(path, self._server.uid, self._server.uid)
-
-    async def _boot_and_save(self, shape: Shape, places: Places) -> None:
-        here, there = socket.socketpair()
-        here.setblocking(False)
-        self._tell("booting a machine of it, until it waits")
-        tap = await asyncio.to_thread(self._server.tap)
-        try:
-            process = self._spawn(shape, places, tap, there.fileno())
-        finally:
-            os.close(tap)
-            there.close()
-        with here:
-            try:
-                await _until_waiting(here, self._protocol)
-                self._tell("saving that machine")
-                await asyncio.sleep(SETTLE_SECONDS)
-                await _save(places)
-            except TimeoutError:
-                raise DriverError("the guest's resume unit did not wait in time") from None
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-
-    def _spawn(self, shape: Shape, places: Places, tap: int, resume: int) -> subprocess.Popen[bytes]:
-        image = self._images / shape.image
-        arguments = (image / "cmdline").read_text().strip() + " haneul.template"
-        kernel = Kernel(image / "vmlinuz", image / "initrd", arguments)
-        words = qemu_command.command(
-            _spec(shape), places, {"template": places.run / "disk.qcow2"}, {"template": tap}, shape.accelerator, kernel,
-            Warm(str(places.run / "memory"), resume, shared=True),
-        )  # fmt: skip
-        groups = [os.stat("/dev/kvm").st_gid] if shape.accelerator == "kvm" else []
-        lock = locks.take(places.lock)
-        if lock is None:
-            raise DriverError("this template is being made already")
-        try:
-            return subprocess.Popen(
-                # What waits for a launch comes first. It ends with haneul; the signal is asked for by its own uid, or is forgotten.
-                ["nice", "-n", "10", *confined(self._server.uid, groups, ["setpriv", "--pdeathsig", "KILL", "--", *words])],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=(lock, tap, resume), start_new_session=True, cwd="/", env={"PATH": "/usr/bin:/bin"},
-            )  # fmt: skip
-        finally:
-            os.close(lock)
-
     def _finish(self, shape: Shape, places: Places, directory: Path, seconds: float) -> None:
-        """Root's from now on, with what each file has to be."""
-        digests: dict[str, str] = {}
-        for name in ("memory", "state", "disk.qcow2"):
-            path = places.run / name
-            os.chown(path, 0, 0, follow_symlinks=False)
-            path.chmod(0o600)
-            digests[name] = _memory_digest(path) if name == "memory" else _digest(path)
+        """With what each file has to be, and under its name: whole, or not at all."""
+        digests = {"memory": _memory_digest(places.run / "memory")}
+        digests |= {name: _digest(places.run / name) for name in ("state", "disk.qcow2")}
         about = {"layout": LAYOUT, "made": time.time(), "seconds": seconds, "digests": digests, "shape": asdict(shape)}
-        for path in (places.console_log, places.qmp, places.console):
-            path.unlink(missing_ok=True)
-        (places.run / "template.json").write_text(json.dumps(about, indent=2) + "\n")
-        os.chown(places.run, 0, 0)
+        _about(places.run).write_text(json.dumps(about, indent=2) + "\n")
         shutil.rmtree(directory, ignore_errors=True)
         places.run.rename(directory)
 
@@ -535,53 +468,6 @@ def _spec(shape: Shape) -> MachineSpec:
         uuid="ec2e1e16-0000-4000-8000-000000000000", disks=(DiskSpec("template", shape.image, 1, "/dev/xvda"),),
         nics=(NicSpec("template", "", "", NO_MAC, ""),),
     )  # fmt: skip
-
-
-async def _until_waiting(port: socket.socket, protocol: int) -> None:
-    loop, said = asyncio.get_running_loop(), b""
-    async with asyncio.timeout(BOOT_SECONDS):
-        while b"waiting %d\n" % protocol not in said.replace(b"\r", b""):
-            some = await loop.sock_recv(port, 4096)
-            if not some:
-                raise DriverError("QEMU ended before the guest's resume unit waited")
-            said = (said + some)[-4096:]
-
-
-async def _save(places: Places) -> None:
-    """Stop the machine and write its devices' state; its memory is in its file already.
-
-    QEMU writes to a socket: uvloop cannot hand a descriptor over, and QEMU writes to no descriptor that it has inherited.
-    """
-    received = asyncio.get_running_loop().create_future()
-
-    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        received.set_result(await _all(reader, MOST_STATE))
-        writer.close()
-
-    door = places.run / "state.sock"
-    server = await asyncio.start_unix_server(receive, str(door))
-    try:
-        door.chmod(0o777)  # in a folder that only root and the machine enter
-        async with asyncio.timeout(SAVE_SECONDS), qmp.connected(places.qmp) as client:
-            await client.execute("stop")
-            await client.execute("migrate-set-capabilities", qmp.IGNORE_SHARED)
-            await client.execute("migrate", {"uri": f"unix:{door}"})
-            await qmp.until_migrated(client)
-            state: bytes = await received
-            await client.execute("quit")
-    finally:
-        server.close()
-        door.unlink(missing_ok=True)
-    if len(state) >= MOST_STATE:
-        raise DriverError("the state of the devices is too large for a template")
-    (places.run / "state").write_bytes(state)
-
-
-async def _all(reader: asyncio.StreamReader, most: int) -> bytes:
-    found = b""
-    while len(found) < most and (some := await reader.read(most - len(found))):
-        found += some
-    return found
 
 
 def _is_of(report: TemplateReport, shape: Shape) -> bool:

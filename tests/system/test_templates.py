@@ -91,7 +91,7 @@ def test_what_cannot_be_is_told(haneul: Haneul) -> None:
         (["tiny", "--type", "t9.nano"], 2, "there is no instance type 't9.nano'"),
         (["tiny", "--type", "t1.micro"], 2, "the generation paravirtual has no templates"),
         (["tiny", "--type", "r5.24xlarge"], 3, "this server has"),
-        (["broken"], 1, "QEMU ended before the guest's resume unit waited"),
+        (["broken"], 1, "QEMU ended before the guest's resume unit waited: qemu"),
     ):
         done = haneul.run("image", "warm", *arguments, check=False, timeout=120)
         assert done.returncode == code and words in done.stderr.replace("\n", " "), done

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from haneul.drivers import qemu_command, templates, warm
+from haneul.drivers import qemu_command, template_machine, templates, warm
 from haneul.drivers.interface import DriverError
+from haneul.drivers.places import Places
 from haneul.drivers.qemu_command import Accelerator
 from haneul.drivers.templates import DamagedError, Server, Shape, Templates
 from haneul.images import resume
@@ -372,6 +373,45 @@ def test_a_templates_machine_is_of_its_type() -> None:
     spec = templates._spec(SHAPE)
     assert (spec.instance_type, spec.vcpus, spec.memory_mib) == ("t3.nano", 1, 4)
     assert any("product=t3.nano" in word for word in qemu_command._smbios(spec))
+
+
+# --- what its machine may have left -------------------------------------------------------------------------
+
+
+def _machine(tmp_path: Path) -> Places:
+    places = Places(tmp_path / ".making-x")
+    places.run.mkdir(parents=True)
+    for name in ("memory", "disk.qcow2", "console.log"):
+        (places.run / name).write_bytes(name.encode())
+    return places
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root")
+def test_what_a_machine_leaves_is_roots_and_nothing_else_is_there(tmp_path: Path) -> None:
+    places, precious = _machine(tmp_path), tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    (places.run / "state").symlink_to(precious)
+    (places.run / "folder" / "in").mkdir(parents=True)
+    for path in (places.run, *places.run.iterdir()):
+        os.chown(path, 12345, 12345, follow_symlinks=False)
+    template_machine._take_back(places, b"the devices")
+    assert {path.name for path in places.run.iterdir()} == set(template_machine.FILES)
+    assert (places.run / "state").read_bytes() == b"the devices" and precious.read_bytes() == b"precious"
+    found = [path.lstat() for path in (places.run, *places.run.iterdir())]
+    assert {(one.st_uid, one.st_gid, one.st_mode & 0o077) for one in found} == {(0, 0, 0)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root")
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+def test_a_machine_that_puts_something_else_in_place_is_no_template(tmp_path: Path, kind: str) -> None:
+    places, precious, disk = _machine(tmp_path), tmp_path / "precious", tmp_path / ".making-x" / "run" / "disk.qcow2"
+    precious.write_bytes(b"precious")
+    os.chown(precious, 12345, 12345)
+    disk.unlink()
+    {"link": disk.symlink_to, "hard link": disk.hardlink_to, "pipe": lambda _: os.mkfifo(disk)}[kind](precious)
+    with pytest.raises((DriverError, OSError)):
+        template_machine._take_back(places, b"")
+    assert precious.stat().st_uid == 12345
 
 
 # --- what a clone is told -----------------------------------------------------------------------------------
