@@ -180,7 +180,7 @@ class Templates:
         if shape in self._loaded or self.why_not(shape.image):
             return
         failure = self._failures.get(shape)
-        if failure is not None and failure.key == self._key(shape) and time.time() < failure.retry:
+        if failure is not None and failure.key == self._key_or_none(shape) and time.time() < failure.retry:
             return
         self._wanted.setdefault(shape)
         self._woken.set()
