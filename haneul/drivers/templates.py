@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 LAYOUT = 2
 #: How often what nothing uses any more is looked for; a launch and `haneul image` notice it at once.
 SWEEP_SECONDS = 600.0
+#: A server that has less memory than this available (bytes) keeps no template in memory, and takes none: machines need it.
+LEAST_AVAILABLE = 256 << 20
+LOOK_SECONDS = 5.0
 #: The address that a template's card has until its clone gets its own.
 NO_MAC = "06:00:00:00:00:00"
 _CHUNK = 4 << 20
@@ -237,6 +240,22 @@ class Templates:
     # --- their life -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
+        await asyncio.gather(self._work(), self._make_way())
+
+    async def _make_way(self) -> None:
+        """For ever. A template costs the server memory that is promised to nobody, but a guest may need it."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self._guarded(self._look())
+
+    async def _look(self) -> None:
+        loaded = list(self._loaded.values())
+        if loaded and _available() < LEAST_AVAILABLE:
+            template = min(loaded, key=lambda one: one.used)
+            log.warning("the server is short of memory: the template of %s makes way", template.shape)
+            self._unload(template)
+
+    async def _work(self) -> None:
         await self._guarded(self._take_up())
         while True:
             while self._wanted:
@@ -336,6 +355,8 @@ class Templates:
         sizes = [(name, one.bytes, one.used) for name, one in loaded.items()]
         for name in rules.surplus(sizes, self._most - size):
             self._unload(loaded[name])
+        if _available() - size < LEAST_AVAILABLE:
+            raise DriverError(f"the server has too little memory available for it ({size >> 20} MiB)")
         template = await asyncio.to_thread(self._read, shape, directory)
         self._loaded[shape] = template
         return template
@@ -502,6 +523,12 @@ def _saved(directory: Path) -> Saved | None:
 def _allocated(path: Path) -> int:
     """What a file takes: the memory of a machine is mostly holes."""
     return path.stat().st_blocks * 512
+
+
+def _available() -> int:
+    """Memory that the server could give without swapping (proc(5), /proc/meminfo)."""
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 
 
 def _qemu_version() -> str:

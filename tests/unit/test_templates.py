@@ -167,6 +167,22 @@ def test_what_has_no_room_says_so_and_takes_none(store: Templates) -> None:
     assert _states(store) == {"t3.nano": "loaded", "t3.large": "saved"}
 
 
+def test_they_make_way_for_machines(store: Templates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used first, while the server is short of memory; then none is loaded, and the reason is told."""
+    for used, size in ((1, "nano"), (2, "micro")):
+        shape = replace(SHAPE, instance_type=f"t3.{size}")
+        _saved(store, shape, used=used)
+        _load(store, shape)
+    monkeypatch.setattr(templates, "_available", lambda: templates.LEAST_AVAILABLE - 1)
+    asyncio.run(store._look())
+    assert _states(store) == {"t3.nano": "saved", "t3.micro": "loaded"}
+    with pytest.raises(DriverError, match="too little memory"):
+        _load(store)
+    again = _templates(tmp_path)
+    asyncio.run(_taken_up(again))
+    assert set(_states(again).values()) == {"saved"}
+
+
 def test_a_clone_keeps_what_it_has_mapped_when_its_template_goes(store: Templates) -> None:
     directory = _saved(store)
     _load(store)
