@@ -950,14 +950,15 @@ _ORDER_SECONDS = 60.0
 def image_warm(
     image: Annotated[str, typer.Argument(help="The image's name.")],
     types: Annotated[
-        list[str] | None, typer.Option("--type", help="For instances of this type; may be repeated.")
+        list[str] | None,
+        typer.Option("--type", help=f"For instances of this type; may be repeated (default: {DEFAULT_TYPE})."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Make an image's templates now (root): saved machines of it, from which instances go on instead of booting.
 
-    One serves one image and one instance type. haneul makes them by itself too, after a cold launch. Whether haneul runs or not,
-    and then in its data directory. Exit code 1 if one could not be made.
+    One serves one image and one instance type. haneul makes them by itself too, after a cold launch. It may run meanwhile, and then
+    has them in memory at once, or be down. Exit code 1 if one could not be made.
 
     Examples: `haneul image warm debian-12`, `haneul image warm tiny --type t3.nano --type t3.micro`
     """
