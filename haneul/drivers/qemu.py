@@ -93,7 +93,7 @@ class QemuEngine:
 
 
 def shape(spec: MachineSpec, accelerator: Accelerator) -> Shape:
-    return Shape(spec.image, spec.vcpus, spec.memory_mib, accelerator)
+    return Shape(spec.image, spec.instance_type, spec.vcpus, spec.memory_mib, accelerator)
 
 
 def _exchange(disk: Path, cold: Path, template: Path, uid: int) -> None:
