@@ -535,6 +535,11 @@ class Reserve:
         return not self._bench.haneul.machine_pids(instance)
 
 
+def after_request(moments: list[float], sent: float) -> float | None:
+    """How long it took until the last of them."""
+    return round(max(moments) - sent, 3) if moments else None
+
+
 def many_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     with room_for(bench, options.many):
         reserve = Reserve(bench, options.reserve_mib)
@@ -542,8 +547,8 @@ def many_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         some = bench.run_instances(options.many)
         sent, observer = some[0].sent, bench.observe(some, 300)
         pinged = sorted(observer.wait().values())
-        answered = sorted(found.at for one in some if (found := bench.log.answer(one.instance, 30)))
-        say(f"{len(answered)} of {options.many} have answered after {answered[-1] - sent:.1f} s")
+        answered = sorted(heard.at for one in some if (heard := bench.log.answer(one.instance, 30)))
+        say(f"{len(answered)} of {options.many} have answered after {after_request(answered, sent)} s")
         ended = reserve.keep(some)
         memory, now = pss_of(bench, some), figures.available_mib(bench.meminfo.text())
         logged_in = sorted(with_ssh(bench, some).values())
@@ -551,10 +556,10 @@ def many_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         after = pss_of(bench, some)
         found = {
             "instances": options.many, "request_s": round(some[0].responded - sent, 3),
-            "answered": len(answered), "first_answer_s": round(answered[0] - sent, 3),
-            "half_answered_s": round(answered[len(answered) // 2] - sent, 3), "all_answered_s": round(answered[-1] - sent, 3),
-            "pinged": len(pinged), "all_pinged_s": round(pinged[-1] - sent, 3),
-            "ssh": len(logged_in), "all_ssh_s": round(logged_in[-1] - sent, 3),
+            "answered": len(answered), "first_answer_s": after_request(answered[:1], sent),
+            "half_answered_s": after_request(answered[: (len(answered) + 1) // 2], sent), "all_answered_s": after_request(answered, sent),
+            "pinged": len(pinged), "all_pinged_s": after_request(pinged, sent),
+            "ssh": len(logged_in), "all_ssh_s": after_request(logged_in, sent),
             "pss_mb_each": figures.median([one["pss"] for one in memory], 1), "pss_mb_all": round(sum(one["pss"] for one in memory)),
             "available_mb_taken": round(before - now), "pss_mb_each_after_ssh": figures.median([one["pss"] for one in after], 1),
             "guest_memory_mb_all": options.many * type_of(bench).memory_mib, "ended_for_the_reserve": len(ended),
@@ -652,10 +657,10 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
         name: one["repeated"] for name, one in counts.items()
         if one["repeated"] and not name.startswith("shared_") and name not in ("address", "lease_address", "hostname", "hostname_file")
     }  # fmt: skip
-    ahead = [abs(one) * 1000 for one, _ in clocks]
+    ahead_ms = [one * 1000 for one, _ in clocks]
     found = {
         "clones": len(asked), "without_answer": failed, "facts": counts, "repeated": repeated, "repeated_in_all": sum(repeated.values()),
-        "wrong": sorted(set(wrong)), "clock_off_ms": figures.spread(ahead, 2),
+        "wrong": sorted(set(wrong)), "clock_ahead_ms": figures.spread(ahead_ms, 2), "clock_off_ms": figures.spread([abs(one) for one in ahead_ms], 2),
         "clock_error_ms": figures.median([one * 1000 for _, one in clocks], 2),
         "searched_for_traces": int(searched), "traces": found_traces, "searched_for": words,
         "kernel_boot_ids": len(kernels), "seconds": round(time.monotonic() - began),
@@ -837,7 +842,7 @@ def main() -> None:
     data = Path(tempfile.mkdtemp(prefix="haneul-benchmark-", dir="/var/tmp"))
     data.chmod(0o711)
     haneul = Haneul(
-        data, Path(os.environ.get("HANEUL_IMAGES", "/var/lib/haneul/images")), PYTHONPATH=str(ROOT), HANEUL_UPLINK="none",
+        data, Path(os.environ.get("HANEUL_IMAGES", "/var/lib/haneul/images")), HANEUL_UPLINK="none", PYTHONPATH=os.environ.get("PYTHONPATH", str(ROOT)),
         HANEUL_LOG_FORMAT="json", HANEUL_VCPU_OVERCOMMIT="10000", HANEUL_MEMORY_OVERHEAD_MIB="0", HANEUL_TERMINATED_SECONDS="120",
     )  # fmt: skip
     bench = Bench(haneul, options.image, options.type, meminfo)

@@ -45,7 +45,8 @@ class Observer:
     ping: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._thread = threading.Thread(target=netns.call, args=(self.bridge.namespace, self._watch), daemon=True)
+        self._deadline = time.monotonic() + self.seconds
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def wait(self) -> dict[str, float]:
@@ -53,20 +54,30 @@ class Observer:
         self._thread.join()
         return self.ping
 
+    def _run(self) -> None:
+        """Again where the namespace or its bridge is not there yet: the last instance's end takes them away."""
+        while not self._all() and time.monotonic() < self._deadline:
+            try:
+                netns.call(self.bridge.namespace, self._watch)
+            except OSError:
+                time.sleep(PERIOD)
+
+    def _all(self) -> bool:
+        return len(self.ping) == len(self.guests)
+
     def _watch(self) -> None:
-        deadline = time.monotonic() + self.seconds
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL)) as door:
             door.bind((self.bridge.name, _ALL))
             door.setblocking(False)
             own = door.getsockname()[4]
-            while len(self.ping) < len(self.guests) and time.monotonic() < deadline:
+            while not self._all() and time.monotonic() < self._deadline:
                 for address, mac in self.guests.items():
                     if address not in self.ping:
                         self._ask(door, own, address, mac)
                 self._listen(door, max(PERIOD, len(self.guests) * PERIOD / 10))
 
     def _ask(self, door: socket.socket, own: bytes, address: str, mac: str) -> None:
-        with contextlib.suppress(OSError):  # a full queue: the next round asks again
+        with contextlib.suppress(BlockingIOError):  # a full queue: the next round asks again
             if address in self.arp:
                 door.send(_echo(own, hardware(mac), self.bridge.gateway, address))
             else:
@@ -82,8 +93,7 @@ class Observer:
             for known, found in ((self.arp, _arp_answer(frame)), (self.ping, _echo_answer(frame))):
                 if found is not None and hardware(self.guests.get(found[0], "")) == found[1]:
                     known.setdefault(found[0], now)
-                    left = 0 if len(self.ping) == len(self.guests) else left
-            if len(self.ping) == len(self.guests):
+            if self._all():
                 return
 
 
@@ -106,7 +116,7 @@ def _echo(own: bytes, mac: bytes, source: str, target: str) -> bytes:
 
 
 def _checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -286,6 +296,7 @@ subprocess.run(["mount", "-t", "proc", "proc", "/run/haneul-below"], check=True)
 kernel = open("/run/haneul-below/sys/kernel/random/boot_id").read().strip()
 subprocess.run(["umount", "/run/haneul-below"]); os.rmdir("/run/haneul-below")
 print("kernel_boot_id", kernel)
+control = open("/etc/machine-id").read().strip().encode()
 own = {open("/etc/machine-id").read().strip(), open("/proc/sys/kernel/random/boot_id").read().strip().replace("-", "")}
 words = set(sys.argv[1:])
 if kernel.replace("-", "") not in own: words.add(kernel)
@@ -304,6 +315,7 @@ for top in ("/etc", "/var/log", "/var/lib", "/var/spool", "/run", "/root", "/hom
                 data = open(path, "rb").read()
             except OSError: continue
             if any(pattern in data for pattern in patterns): print("trace", path)
+            if control and control in data: print("control", path)
 for field in ("_MACHINE_ID", "_BOOT_ID"):
     done = subprocess.run(["journalctl", "--no-pager", "-F", field], capture_output=True, text=True)
     for value in done.stdout.split():
@@ -316,6 +328,7 @@ kernel=$(cat /tmp/below/sys/kernel/random/boot_id)
 umount /tmp/below; rmdir /tmp/below
 echo "kernel_boot_id $kernel"
 find /etc /var /root /run /tmp -type f | while read -r path; do
+    grep -qF "$(cat /etc/machine-id)" "$path" 2>/dev/null && echo "control $path"
     grep -qF -e "$kernel" WORDS "$path" 2>/dev/null && echo "trace $path"
 done
 echo end
@@ -330,5 +343,6 @@ def traces(login: Login, tiny: bool, words: list[str], seconds: float = 300.0) -
         command = login.root(f"exec python3 -c {shlex.quote(TRACES_PYTHON)} {shlex.join(words)}")
     lines = said(login, command, seconds).splitlines()
     assert "end" in lines, f"the search in {login.address} ended early: {lines[-3:]}"
+    assert "control /etc/machine-id" in lines, f"the search in {login.address} does not find what is there"
     kernel = next(line.partition(" ")[2] for line in lines if line.startswith("kernel_boot_id "))
     return kernel, [line.partition(" ")[2] for line in lines if line.startswith("trace ")]
