@@ -55,6 +55,7 @@ COLD_SECONDS = 900.0
 #: No wait for a network or for metadata that a plain QEMU has not got.
 PLAIN_ARGUMENTS = "cloud-init=disabled systemd.mask=systemd-networkd-wait-online.service"
 SSH_AT_ONCE = 4
+SSH = 22
 
 
 QUIET = "--json" in sys.argv
@@ -190,8 +191,16 @@ class Bench:
     def login(self, one: Started) -> guest.Login:
         return guest.Login(one.public, self.user, self.haneul.data / "identity" / "ssh_key")
 
-    def observe(self, some: list[Started], seconds: float = 60.0) -> guest.Observer:
-        return guest.Observer(self.bridge(some[0]), {one.address: one.mac for one in some}, seconds)
+    def observe(self, some: list[Started], seconds: float = 60.0, port: int = 0) -> guest.Observer:
+        return guest.Observer(self.bridge(some[0]), {one.address: one.mac for one in some}, seconds, port)
+
+    def until_ssh(self, one: Started, seconds: float = COLD_SECONDS) -> tuple[float, dict[str, float]]:
+        """When SSH ran a command for the first time, and the moments on the way there."""
+        observer = self.observe([one], seconds, SSH)
+        observer.wait()
+        done, steps = guest.until_true(self.login(one), seconds)
+        seen = {"ping": observer.ping.get(one.address), "open": observer.open.get(one.address)}
+        return done, steps | {name: at for name, at in seen.items() if at is not None}
 
     def bridge(self, one: Started) -> guest.Bridge:
         cidr = self.ec2.describe_subnets(SubnetIds=[one.subnet])["Subnets"][0]["CidrBlock"]
@@ -255,15 +264,13 @@ class Sample:
 def warm_sample(bench: Bench) -> Sample:
     """One launch that goes on from a template; asked from outside as soon as there is somebody to ask."""
     (one,) = bench.run_instances()
-    observer = bench.observe([one])
-    pinged = observer.wait().get(one.address)
-    done, ssh = guest.until_true(bench.login(one))
+    done, seen = bench.until_ssh(one)
     answered = bench.log.answer(one.instance)
-    if answered is None or pinged is None:
-        raise SystemExit(f"{one.instance} did not go on from its template, or was not seen: {answered} {pinged}")
-    steps = figures.steps(moments(bench, one, answered) | ssh | {"ping": pinged, "ssh": done}, one.sent)
+    if answered is None or "ping" not in seen:
+        raise SystemExit(f"{one.instance} did not go on from its template, or was not seen: {answered} {seen}")
+    steps = figures.steps(moments(bench, one, answered) | seen | {"ssh": done}, one.sent)
     bench.terminate([one])
-    return Sample(answered.at - one.sent, pinged - one.sent, done - one.sent, steps)
+    return Sample(answered.at - one.sent, seen["ping"] - one.sent, done - one.sent, steps)
 
 
 def moments(bench: Bench, one: Started, answered: figures.Answer) -> dict[str, float | None]:
@@ -299,7 +306,7 @@ def find_boot(data: Path, instance: str) -> dict[str, Any] | None:
 def cold_sample(bench: Bench) -> float:
     """The same launch without a template."""
     (one,) = bench.run_instances()
-    done, _ = guest.until_true(bench.login(one), COLD_SECONDS, 0.1)
+    done, _ = bench.until_ssh(one)
     bench.terminate([one])
     return done - one.sent
 
@@ -307,7 +314,7 @@ def cold_sample(bench: Bench) -> float:
 def answer_part(bench: Bench, options: argparse.Namespace, raw: bool) -> dict[str, Any]:
     """Warm launches, in turns with cold boots of a plain QEMU; one clone lives all the while."""
     (resident,) = bench.run_instances()
-    guest.until_true(bench.login(resident))
+    bench.until_ssh(resident)
     if not bench.tiny:
         settle(bench, resident)
     samples: list[Sample] = []
@@ -420,7 +427,7 @@ def settle(bench: Bench, one: Started) -> None:
 def memory_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """Beside another clone, so that what they share is seen as shared."""
     (resident,) = bench.run_instances()
-    guest.until_true(bench.login(resident))
+    bench.until_ssh(resident)
     found: dict[str, list[dict[str, float]]] = {"answer": [], "ssh": [], "settled": []}
     for number in range(options.memory_samples):
         (one,) = bench.run_instances()
@@ -428,7 +435,7 @@ def memory_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         if bench.log.answer(one.instance) is None:
             raise SystemExit(f"{one.instance} did not go on from its template")
         found["answer"].append(bench.memory(one))
-        guest.until_true(bench.login(one))
+        bench.until_ssh(one)
         found["ssh"].append(bench.memory(one))
         if number < options.settled_samples:
             settle(bench, one)
@@ -463,7 +470,7 @@ def with_ssh(bench: Bench, some: list[Started], seconds: float = 300.0) -> dict[
 
     def ask(one: Started) -> tuple[str, float] | None:
         try:
-            return one.instance, guest.until_true(bench.login(one), seconds)[0]
+            return one.instance, bench.until_ssh(one, seconds)[0]
         except AssertionError as error:
             say(f"{one.instance}: {error}")
             return None
@@ -675,14 +682,15 @@ Asked = tuple[dict[str, str], float, float]
 
 
 def ask_clone(bench: Bench, one: Started) -> tuple[Asked | None, str]:
-    """Again until it answers: it may just be about to start its SSH server."""
+    """As soon as somebody listens on its port; again, where that was not SSH for everybody yet."""
+    bench.observe([one], COLD_SECONDS, SSH).wait()
     error = ""
     for _ in range(20):
         try:
             return guest.asked(bench.login(one), bench.tiny), ""
         except (AssertionError, OSError, ValueError) as failure:
             error = str(failure)
-            time.sleep(0.5)
+            time.sleep(1)
     return None, error
 
 
@@ -731,7 +739,9 @@ def endurance_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
 
     for _ in range(2):
         wave(options.wave)
-    before, began, done, answered = quiet(), time.monotonic(), 0, 0
+    before, done, answered = quiet(), 0, 0
+    bench.log.read()
+    earlier, began = len(bench.log.answers), time.monotonic()
     while done < options.endurance:
         count = min(options.wave, options.endurance - done)
         answered += wave(count)
@@ -742,9 +752,10 @@ def endurance_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             )
     took = time.monotonic() - began
     bench.log.read()
+    warm = len(bench.log.answers) - earlier
     after = quiet()
     found = {
-        "launches": done, "answered": answered, "from_a_template": len(bench.log.answers), "at_once": options.wave,
+        "launches": done, "answered": answered, "from_a_template": warm, "at_once": options.wave,
         "seconds": round(took, 1), "launches_per_s": round(done / took, 2), "before": before, "after": after,
         "more_than_before": figures.unequal(before, after),
     }  # fmt: skip

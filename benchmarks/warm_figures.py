@@ -74,7 +74,7 @@ def log_record(line: str) -> tuple[float, str] | None:
 
 def moment(text: str) -> float:
     """RFC 3339, as haneul's journals have it, in seconds since the epoch."""
-    return dt.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    return dt.datetime.fromisoformat(text).timestamp()
 
 
 def answer(line: str) -> Answer | None:
@@ -194,7 +194,8 @@ ORDER = {
     "cont": "the guest is told who it is, and goes on",
     "answer": "the guest makes it so and says it; compared",
     "ping": "an observer on the VPC's bridge has got an echo",
-    "connected": "TCP to port 22",
+    "open": "somebody listens on port 22",
+    "connected": "TCP to port 22, by ssh",
     "banner": "the SSH server says its version",
     "keys": "key exchange",
     "authenticated": "the key is accepted",

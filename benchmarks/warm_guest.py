@@ -36,13 +36,19 @@ class Bridge:
 
 @dataclass
 class Observer:
-    """Asks guests until each has answered: ARP first, then ICMP. What answers must have the guest's own MAC and address."""
+    """Asks `guests` (address -> MAC) until each has answered: ARP, then ICMP, and with `port` whether that one is open.
+
+    What answers must have the guest's own MAC and address. A port is asked by the first packet of a connection that never
+    comes about: the server behind it sees nothing, while a client that tries again and again would cost what it measures.
+    """
 
     bridge: Bridge
     guests: dict[str, str]
     seconds: float = 60.0
+    port: int = 0
     arp: dict[str, float] = field(default_factory=dict)
     ping: dict[str, float] = field(default_factory=dict)
+    open: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._deadline = time.monotonic() + self.seconds
@@ -50,7 +56,7 @@ class Observer:
         self._thread.start()
 
     def wait(self) -> dict[str, float]:
-        """Address -> moment of its first echo, of those that have answered."""
+        """Address -> moment of its first echo, of those that have answered; later, if a port is asked for."""
         self._thread.join()
         return self.ping
 
@@ -63,7 +69,7 @@ class Observer:
                 time.sleep(PERIOD)
 
     def _all(self) -> bool:
-        return len(self.ping) == len(self.guests)
+        return len(self.open if self.port else self.ping) == len(self.guests)
 
     def _watch(self) -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL)) as door:
@@ -72,16 +78,19 @@ class Observer:
             own = door.getsockname()[4]
             while not self._all() and time.monotonic() < self._deadline:
                 for address, mac in self.guests.items():
-                    if address not in self.ping:
-                        self._ask(door, own, address, mac)
-                self._listen(door, max(PERIOD, len(self.guests) * PERIOD / 10))
+                    self._ask(door, own, address, mac)
+                # A port may take long: it is not asked so often.
+                often = PERIOD if len(self.ping) < len(self.guests) else 4 * PERIOD
+                self._listen(door, often * max(1.0, len(self.guests) / 10))
 
     def _ask(self, door: socket.socket, own: bytes, address: str, mac: str) -> None:
         with contextlib.suppress(BlockingIOError):  # a full queue: the next round asks again
-            if address in self.arp:
-                door.send(_echo(own, hardware(mac), self.bridge.gateway, address))
-            else:
+            if address not in self.arp:
                 door.send(_who_has(own, self.bridge.gateway, address))
+            elif address not in self.ping:
+                door.send(_echo(own, hardware(mac), self.bridge.gateway, address))
+            elif self.port and address not in self.open:
+                door.send(_knock(own, hardware(mac), self.bridge.gateway, address, self.port))
 
     def _listen(self, door: socket.socket, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -90,7 +99,12 @@ class Observer:
                 return
             frame = door.recv(2048)
             now = time.time()
-            for known, found in ((self.arp, _arp_answer(frame)), (self.ping, _echo_answer(frame))):
+            heard = (
+                (self.arp, _arp_answer(frame)),
+                (self.ping, _echo_answer(frame)),
+                (self.open, _open_answer(frame, self.port)),
+            )
+            for known, found in heard:
                 if found is not None and hardware(self.guests.get(found[0], "")) == found[1]:
                     known.setdefault(found[0], now)
             if self._all():
@@ -109,10 +123,21 @@ def _who_has(own: bytes, source: str, target: str) -> bytes:
 def _echo(own: bytes, mac: bytes, source: str, target: str) -> bytes:
     message = struct.pack("!BBHHH", 8, 0, 0, 0x4861, 1) + b"haneul--"
     message = message[:2] + struct.pack("!H", _checksum(message)) + message[4:]
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(message), 1, 0, 64, 1, 0)
+    return mac + own + struct.pack("!H", _IP) + _packet(1, source, target, message)
+
+
+def _knock(own: bytes, mac: bytes, source: str, target: str, port: int) -> bytes:
+    """TCP's first packet (SYN). The namespace's kernel, which knows nothing of it, refuses what comes back."""
+    segment = struct.pack("!HHIIBBHHH", 47123, port, 1, 0, 5 << 4, 2, 1024, 0, 0)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(target) + struct.pack("!HH", 6, len(segment))
+    segment = segment[:16] + struct.pack("!H", _checksum(pseudo + segment)) + segment[18:]
+    return mac + own + struct.pack("!H", _IP) + _packet(6, source, target, segment)
+
+
+def _packet(protocol: int, source: str, target: str, content: bytes) -> bytes:
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(content), 1, 0, 64, protocol, 0)
     addresses = socket.inet_aton(source) + socket.inet_aton(target)
-    head = head[:10] + struct.pack("!H", _checksum(head + addresses)) + addresses
-    return mac + own + struct.pack("!H", _IP) + head + message
+    return head[:10] + struct.pack("!H", _checksum(head + addresses)) + addresses + content
 
 
 def _checksum(data: bytes) -> int:
@@ -132,6 +157,15 @@ def _arp_answer(frame: bytes) -> tuple[str, bytes] | None:
 def _echo_answer(frame: bytes) -> tuple[str, bytes] | None:
     """(address, MAC) that an ICMP echo came from."""
     if len(frame) < 42 or frame[12:14] != b"\x08\x00" or frame[14] != 0x45 or frame[23] != 1 or frame[34] != 0:
+        return None
+    return socket.inet_ntoa(frame[26:30]), frame[6:12]
+
+
+def _open_answer(frame: bytes, port: int) -> tuple[str, bytes] | None:
+    """(address, MAC) that accepts a connection to the port (SYN and ACK)."""
+    if len(frame) < 54 or frame[12:14] != b"\x08\x00" or frame[14] != 0x45 or frame[23] != 6:
+        return None
+    if struct.unpack("!H", frame[34:36])[0] != port or frame[47] & 0x17 != 0x12:
         return None
     return socket.inet_ntoa(frame[26:30]), frame[6:12]
 
@@ -161,7 +195,7 @@ class Login:
         return command if self.user == "root" else f"sudo -n sh -c {shlex.quote(command)}"
 
 
-def until_true(login: Login, seconds: float = 300.0, pause: float = 0.02) -> tuple[float, dict[str, float]]:
+def until_true(login: Login, seconds: float = 300.0, pause: float = 0.1) -> tuple[float, dict[str, float]]:
     """(when `ssh … true` first returned 0, when each step of that attempt was over). Refused attempts are made again at once."""
     deadline = time.monotonic() + seconds
     said: list[tuple[float, str]] = []
