@@ -862,6 +862,7 @@ def main() -> None:
     finally:
         haneul.run("down", "--purge", check=False)
         shutil.rmtree(data, ignore_errors=True)
+    about["load_after"] = round(os.getloadavg()[0], 2)
     print(json.dumps({"image": options.image, "type": options.type, "server": about} | found))
 
 

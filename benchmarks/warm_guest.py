@@ -334,11 +334,11 @@ control = open("/etc/machine-id").read().strip().encode()
 own = {open("/etc/machine-id").read().strip(), open("/proc/sys/kernel/random/boot_id").read().strip().replace("-", "")}
 words = set(sys.argv[1:])
 if kernel.replace("-", "") not in own: words.add(kernel)
-patterns = set()
+patterns = {}
 for word in words:
     plain = word.replace("-", "").replace(":", "")
-    patterns |= {word.encode(), plain.encode()}
-    if len(plain) == 32: patterns.add(bytes.fromhex(plain))
+    patterns |= {word.encode(): word, plain.encode(): word}
+    if len(plain) == 32: patterns[bytes.fromhex(plain)] = word + " in bytes"
 for top in ("/etc", "/var/log", "/var/lib", "/var/spool", "/run", "/root", "/home", "/tmp"):
     for folder, names, files in os.walk(top):
         names[:] = [one for one in names if folder + "/" + one not in ("/var/lib/dpkg", "/var/lib/apt")]
@@ -348,12 +348,12 @@ for top in ("/etc", "/var/log", "/var/lib", "/var/spool", "/run", "/root", "/hom
                 if os.path.islink(path) or not os.path.isfile(path): continue
                 data = open(path, "rb").read()
             except OSError: continue
-            if any(pattern in data for pattern in patterns): print("trace", path)
+            for word in sorted({word for pattern, word in patterns.items() if pattern in data}): print("trace", path + ": " + word)
             if control and control in data: print("control", path)
 for field in ("_MACHINE_ID", "_BOOT_ID"):
     done = subprocess.run(["journalctl", "--no-pager", "-F", field], capture_output=True, text=True)
     for value in done.stdout.split():
-        if value not in own: print("trace journal:" + field)
+        if value not in own: print("trace journal: " + field + "=" + value)
 print("end")
 """
 TRACES_SHELL = r"""
@@ -370,7 +370,7 @@ echo end
 
 
 def traces(login: Login, tiny: bool, words: list[str], seconds: float = 300.0) -> tuple[str, list[str]]:
-    """(boot id of the guest's kernel, files of the guest in which something of the template's identity is)."""
+    """(boot id of the guest's kernel, where in the guest something of the template's identity is)."""
     if tiny:
         command = TRACES_SHELL.replace("WORDS", " ".join(f"-e {shlex.quote(word)}" for word in words))
     else:
