@@ -645,15 +645,16 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
         together = [about[0] for about, _ in wave if about is not None]
         wrong += [
             f"{name} in one wave"
-            for name in ("address", "lease_address")
+            for name in ("address", "lease_address", "hostname", "hostname_file")
             if figures.tally(together).get(name, {}).get("repeated")
         ]
+        facts_of = {one.instance: about[0] for one, (about, _) in zip(some, wave, strict=True) if about is not None}
         for one in some[: options.traced]:
             kernel, places = guest.traces(bench.login(one), bench.tiny, words)
             kernels.add(kernel)
             searched += 1
             for place in places:
-                place = place.replace(kernel, "KERNEL").replace(kernel.replace("-", ""), "KERNEL")
+                place = figures.of_any(place, facts_of.get(one.instance, {}))
                 found_traces[place] = found_traces.get(place, 0) + 1
         bench.terminate(some)
         say(

@@ -289,6 +289,14 @@ def unequal(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str
     return {name: value for name, value in differences.items() if value}
 
 
+def of_any(place: str, own: Mapping[str, str]) -> str:
+    """A place in a guest as it is called in every guest: what is its own in it is named."""
+    for name, value in own.items():
+        if len(value) >= 12:
+            place = place.replace(value, name.upper())
+    return place
+
+
 def says_ready_to_log_in(image: str) -> bytes:
     """The line on the serial console that ends a cold boot; for tiny one of before its SSH server, which is the sooner."""
     return b"haneul-tiny: no instance metadata" if image.startswith("tiny") else b" login:"

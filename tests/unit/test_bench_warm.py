@@ -180,6 +180,12 @@ def test_the_quickest_round_tells_the_clock() -> None:
     assert ahead == pytest.approx(0.05) and at_most == pytest.approx(0.01)
 
 
+def test_places_of_different_guests_are_the_same_place() -> None:
+    place = "/var/log/journal/43648fbb87051800a008d04ef8316953/system.journal: _BOOT_ID"
+    own = {"machine_id": "43648fbb87051800a008d04ef8316953", "short": "log"}
+    assert figures.of_any(place, own) == "/var/log/journal/MACHINE_ID/system.journal: _BOOT_ID"
+
+
 def test_only_differences_are_told() -> None:
     assert figures.unequal({"qemu": 0, "files": 9, "gone": 1}, {"qemu": 0, "files": 12.5}) == {"files": 3.5, "gone": -1}
 
