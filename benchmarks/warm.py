@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -625,10 +626,10 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
     clocks: list[tuple[float, float]] = []
     wrong: list[str] = []
     failed: list[str] = []
+    failed_searches: list[str] = []
     found_traces: dict[str, int] = {}
     kernels: set[str] = set()
-    searched = began = 0.0
-    began = time.monotonic()
+    searched, began = 0, time.monotonic()
     while len(asked) + len(failed) < options.uniqueness:
         some = bench.run_instances(min(options.wave, options.uniqueness - len(asked) - len(failed)))
         with ThreadPoolExecutor(SSH_AT_ONCE) as pool:
@@ -649,8 +650,12 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
             if figures.tally(together).get(name, {}).get("repeated")
         ]
         facts_of = {one.instance: about[0] for one, (about, _) in zip(some, wave, strict=True) if about is not None}
-        for one in some[: options.traced]:
-            kernel, places = guest.traces(bench.login(one), bench.tiny, words)
+        for one in [one for one in some if one.instance in facts_of][: options.traced]:
+            try:
+                kernel, places = guest.traces(bench.login(one), bench.tiny, words)
+            except (AssertionError, subprocess.SubprocessError) as failure:
+                failed_searches.append(f"{one.instance}: {failure}"[:300])
+                continue
             kernels.add(kernel)
             searched += 1
             for place in places:
@@ -670,7 +675,7 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
         "clones": len(asked), "without_answer": failed, "facts": counts, "repeated": repeated, "repeated_in_all": sum(repeated.values()),
         "wrong": sorted(set(wrong)), "clock_ahead_ms": figures.spread(ahead_ms, 2), "clock_off_ms": figures.spread([abs(one) for one in ahead_ms], 2),
         "clock_error_ms": figures.median([one * 1000 for _, one in clocks], 2),
-        "searched_for_traces": int(searched), "traces": found_traces, "searched_for": words,
+        "searched_for_traces": searched, "failed_searches": failed_searches, "traces": found_traces, "searched_for": words,
         "kernel_boot_ids": len(kernels), "seconds": round(time.monotonic() - began),
     }  # fmt: skip
     say(
@@ -728,6 +733,7 @@ def endurance_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         some = bench.run_instances(count)
         pinged = bench.observe(some, 120).wait()
         bench.terminate(some)
+        bench.log.read()
         return len(pinged)
 
     def quiet() -> dict[str, float]:
@@ -741,7 +747,6 @@ def endurance_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(2):
         wave(options.wave)
     before, done, answered = quiet(), 0, 0
-    bench.log.read()
     earlier, began = len(bench.log.answers), time.monotonic()
     while done < options.endurance:
         count = min(options.wave, options.endurance - done)
@@ -752,7 +757,6 @@ def endurance_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
                 f"endurance: {done} launched and ended, {answered} answered, {done / (time.monotonic() - began):.2f} a second"
             )
     took = time.monotonic() - began
-    bench.log.read()
     warm = len(bench.log.answers) - earlier
     after = quiet()
     found = {
@@ -830,9 +834,13 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         (options.density, lambda: density_part(bench, options)),
     ]
     for wanted, part in parts:
-        if wanted:
-            found |= part()
-    if cold:
+        try:
+            found |= part() if wanted else {}
+        except (AssertionError, LookupError, OSError, subprocess.SubprocessError) as error:
+            # What the other parts have found is worth something.
+            traceback.print_exc()
+            found["failed"] = [*found.get("failed", []), f"{type(error).__name__}: {error}"[:500]]
+    if cold and "samples" in found:
         found["cold_ssh_s"] = figures.median(cold, 3)
         found["samples"]["cold_ssh_s"], found["spread"]["cold_ssh_s"] = rounded(cold), figures.spread(cold)
     return found
@@ -865,6 +873,8 @@ def main() -> None:
         shutil.rmtree(data, ignore_errors=True)
     about["load_after"] = round(os.getloadavg()[0], 2)
     print(json.dumps({"image": options.image, "type": options.type, "server": about} | found))
+    if "failed" in found:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
