@@ -183,7 +183,7 @@ class Login:
 
     def command(self, *words: str, verbose: bool = False) -> list[str]:
         options = (
-            "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "IdentitiesOnly=yes", "ConnectTimeout=2",
+            "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "IdentitiesOnly=yes", "ConnectTimeout=15",
             "BatchMode=yes",
         )  # fmt: skip
         given = [part for option in options for part in ("-o", option)]
@@ -228,11 +228,14 @@ def _killed_after(process: subprocess.Popen[str], seconds: float) -> Iterator[No
 
 
 def said(login: Login, command: str, seconds: float = 120.0) -> str:
-    """What a command prints. Raises `CalledProcessError` or `TimeoutExpired`."""
+    """What a command prints. Raises `AssertionError` or `TimeoutExpired`."""
     done = subprocess.run(
         login.command(command), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-        timeout=seconds, check=True,
+        timeout=seconds, check=False,
     )  # fmt: skip
+    assert done.returncode == 0, (
+        f"{login.address}: a command ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+    )
     return done.stdout
 
 
