@@ -227,10 +227,10 @@ def _killed_after(process: subprocess.Popen[str], seconds: float) -> Iterator[No
         timer.cancel()
 
 
-def said(login: Login, command: str, seconds: float = 120.0) -> str:
+def said(login: Login, command: str, seconds: float = 120.0, given: str = "") -> str:
     """What a command prints. Raises `AssertionError` or `TimeoutExpired`."""
     done = subprocess.run(
-        login.command(command), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        login.command(command), input=given, capture_output=True, text=True, errors="replace",
         timeout=seconds, check=False,
     )  # fmt: skip
     assert done.returncode == 0, (
@@ -335,7 +335,7 @@ subprocess.run(["umount", "/run/haneul-below"]); os.rmdir("/run/haneul-below")
 print("kernel_boot_id", kernel)
 control = open("/etc/machine-id").read().strip().encode()
 own = {open("/etc/machine-id").read().strip(), open("/proc/sys/kernel/random/boot_id").read().strip().replace("-", "")}
-words = set(sys.argv[1:])
+words = set(sys.stdin.read().split())
 if kernel.replace("-", "") not in own: words.add(kernel)
 patterns = {}
 for word in words:
@@ -377,8 +377,9 @@ def traces(login: Login, tiny: bool, words: list[str], seconds: float = 300.0) -
     if tiny:
         command = TRACES_SHELL.replace("WORDS", " ".join(f"-e {shlex.quote(word)}" for word in words))
     else:
-        command = login.root(f"exec python3 -c {shlex.quote(TRACES_PYTHON)} {shlex.join(words)}")
-    lines = said(login, command, seconds).splitlines()
+        # Not as arguments: sudo writes those into the guest's journal, where they would be found.
+        command = login.root(f"exec python3 -c {shlex.quote(TRACES_PYTHON)}")
+    lines = said(login, command, seconds, "" if tiny else "\n".join(words)).splitlines()
     assert "end" in lines, f"the search in {login.address} ended early: {lines[-3:]}"
     assert "control /etc/machine-id" in lines, f"the search in {login.address} does not find what is there"
     kernel = next(line.partition(" ")[2] for line in lines if line.startswith("kernel_boot_id "))

@@ -237,3 +237,21 @@ def test_a_login_as_another_user_becomes_root_by_sudo() -> None:
     assert guest.Login("198.19.0.1", "root", key).root("id; id") == "id; id"
     assert guest.Login("198.19.0.1", "admin", key).root("id; id") == "sudo -n sh -c 'id; id'"
     assert guest.Login("198.19.0.1", "admin", key).command("true")[-2:] == ["admin@198.19.0.1", "true"]
+
+
+def test_what_is_searched_for_is_not_told_to_sudo_and_programs_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in (guest.PYTHON, guest.TRACES_PYTHON):
+        compile(program, "guest", "exec")
+    told: list[tuple[str, str]] = []
+
+    def said(login: guest.Login, command: str, seconds: float, given: str) -> str:
+        told.append((command, given))
+        return "kernel_boot_id k\ncontrol /etc/machine-id\ntrace /var/log/x: abc\nend\n"
+
+    monkeypatch.setattr(guest, "said", said)
+    assert guest.traces(guest.Login("198.19.0.1", "admin", guest.Path("/k")), False, ["abc0123"]) == (
+        "k",
+        ["/var/log/x: abc"],
+    )
+    ((command, given),) = told
+    assert "abc0123" not in command and given == "abc0123"
