@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from haneul.drivers.places import Places
 from haneul.model.assignment import MachineSpec
@@ -34,14 +34,13 @@ class Resume:
     """How a machine that was started with a template goes on from it.
 
     `state` is the descriptor of the device state as the machine has it, `port` the server's end of its resume port.
-    `size` is that of its root disk (bytes). The machine has `disk` from the template; `cold` is what it was before.
+    `size` is that of its root disk (bytes). `plugged` are the devices that the template has not (QMP's device_add).
     """
 
     state: int
     port: socket.socket
     size: int
-    disk: Path
-    cold: Path
+    plugged: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from qemu.qmp import QMPClient, QMPError
 from haneul.drivers import files, locks, warm
 from haneul.drivers.engine import Boot, Engine, Resume
 from haneul.drivers.interface import DriverError
-from haneul.drivers.places import Places
+from haneul.drivers.places import Places, cold
 from haneul.drivers.run import run
 from haneul.model.assignment import MachineReport, MachineSpec
 from haneul.model.generation import ABILITIES, parse
@@ -345,7 +345,7 @@ class Machines:
         finally:
             self._resuming.discard(spec.instance_id)
         for file in disks.values():
-            _cold(file).unlink(missing_ok=True)
+            cold(file).unlink(missing_ok=True)
         if first and resume is None:
             engine.cold_booted(spec)
 
@@ -574,12 +574,7 @@ class Machines:
 def _take_back_cold(disk: Path) -> None:
     """A machine that was to go on from a template, and did not: its disk is as it was made."""
     with contextlib.suppress(FileNotFoundError):
-        _cold(disk).rename(disk)
-
-
-def _cold(disk: Path) -> Path:
-    """Where a volume's own file is while a machine tries that of a template (`Resume.cold`)."""
-    return disk.with_name(f".{disk.stem}.cold")
+        cold(disk).rename(disk)
 
 
 async def _remove_tree(path: Path) -> None:

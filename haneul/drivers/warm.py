@@ -55,6 +55,8 @@ async def go_on(spec: MachineSpec, places: Places, resume: Resume) -> None:
         await client.execute("migrate-incoming", {"uri": f"fd:{resume.state}"})
         await qmp.until_migrated(client)
         await client.execute("block_resize", {"node-name": "disk0", "size": resume.size})
+        for device in resume.plugged:
+            await client.execute("device_add", device)
         loaded = time.monotonic()
         await _send(port, told(spec, machine_id, boot_id, secrets.token_bytes(SEED)))
         await client.execute("cont")
