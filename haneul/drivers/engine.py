@@ -33,12 +33,14 @@ class Boot:
 class Resume:
     """How a machine that was started with a template goes on from it.
 
-    `state` is the descriptor of the device state as the machine has it, `port` the server's end of its resume port.
-    `size` is that of its root disk (bytes). `plugged` are the devices that the template has not (QMP's device_add).
+    `state` is the descriptor of the device state as the machine has it. `port` and `monitor` are the server's ends of its resume port
+    and of a monitor (QMP) for this alone. `disk` is its root disk, `size` that in bytes. `plugged` are the devices that the template has not (QMP's device_add).
     """
 
     state: int
     port: socket.socket
+    monitor: socket.socket
+    disk: Path
     size: int
     plugged: tuple[dict[str, Any], ...] = ()
 

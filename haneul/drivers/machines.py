@@ -339,7 +339,8 @@ class Machines:
                 _write_json(places.boot, boot)
                 await asyncio.to_thread(self._spawn, engine, replace(given, warm=False))
                 resume = None
-            await self._until_it_answers(engine, places)
+            if resume is None:
+                await self._until_it_answers(engine, places)
             # Before the disk that it had is gone: what was begun has that disk no more.
             _write_json(places.boot, boot | {"begun": True, "path": "warm" if resume else "cold"})
         finally:
@@ -352,12 +353,13 @@ class Machines:
     async def _resumed(self, engine: Engine, spec: MachineSpec, places: Places, resume: Resume) -> bool:
         """Whether the machine goes on from its template, as itself. If not, nothing of it is left but its files."""
         try:
-            with resume.port:
-                await self._until_it_answers(engine, places)
-                await warm.go_on(spec, places, resume)
+            with resume.port, resume.monitor:
+                await warm.go_on(spec, resume)
             return True
         except (DriverError, OSError, TimeoutError) as error:
-            log.warning("%s boots cold, its template does not do: %s", spec.instance_id, error or type(error).__name__)
+            said = _plain(_tail(places.errors, 200).decode(errors="replace").strip())
+            why = f"{str(error) or type(error).__name__} {said}".strip()
+            log.warning("%s boots cold, its template does not do: %s", spec.instance_id, why)
             await self._kill(places)
             return False
 
@@ -579,7 +581,8 @@ def _take_back_cold(disk: Path) -> None:
 
 async def _remove_tree(path: Path) -> None:
     """Whatever a machine may have left there: folders in folders, too deep for Python's own way to remove them."""
-    await run(["rm", "-rf", "--", str(path)])
+    if os.path.lexists(path):  # a process costs a first boot ten milliseconds
+        await run(["rm", "-rf", "--", str(path)])
 
 
 @contextlib.contextmanager

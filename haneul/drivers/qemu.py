@@ -88,13 +88,15 @@ class QemuEngine:
         for disk in others:
             # A guest that did not become itself may have written there: then the machine boots cold with the volume as it was.
             _exchange(disk, disk, boot.uid)
-        here, there = socket.socketpair()
+        port, guest = socket.socketpair()
+        monitor, qemu = socket.socketpair()
         state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
         memory = os.dup(template.memory)
-        warm = Warm(f"/proc/self/fd/{memory}", there.fileno(), shared=False)
+        warm = Warm(f"/proc/self/fd/{memory}", guest.fileno(), shared=False, monitor=qemu.fileno())
         words = qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, warm=warm)
-        resume = Resume(state, here, boot.spec.disks[0].size_gib << 30, qemu_command.plugged(boot.spec))
-        return launched(words, (memory, state, there.detach()), resume)
+        plugged = qemu_command.plugged(boot.spec)
+        resume = Resume(state, port, monitor, root, boot.spec.disks[0].size_gib << 30, plugged)
+        return launched(words, (memory, state, guest.detach(), qemu.detach()), resume)
 
     def _kernel(self, spec: MachineSpec) -> Kernel | None:
         """The image's kernel: for a root disk that is an overlay on that image and was never booted."""

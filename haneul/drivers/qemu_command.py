@@ -39,18 +39,22 @@ class Kernel:
 class Warm:
     """What makes a machine one that is saved as a template (`shared`), or that goes on from one.
 
-    `memory` is the file of its memory, `resume` an inherited descriptor: the second serial port.
+    `memory` is the file of its memory. `resume` and `monitor` are inherited descriptors: the second serial port, and a monitor that
+    is there before its path could be connected to.
     """
 
     memory: str
     resume: int
     shared: bool
+    monitor: int | None = None
 
 
 def _warm(warm: Warm, memory_mib: int) -> list[str]:
     share = "on" if warm.shared else "off"
     out = ["-object", f"memory-backend-file,id=mem,size={memory_mib}M,mem-path={warm.memory},share={share}"]
     out += ["-chardev", f"socket,id=resume,fd={warm.resume}", "-serial", "chardev:resume"]
+    if warm.monitor is not None:
+        out += ["-chardev", f"socket,id=launch,fd={warm.monitor}", "-mon", "chardev=launch,mode=control"]
     return out if warm.shared else [*out, "-incoming", "defer"]
 
 

@@ -6,16 +6,12 @@ import fcntl
 import json
 import mmap
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from haneul.drivers import qemu, templates, warm
-from haneul.drivers.engine import Boot
+from haneul.drivers import templates, warm
 from haneul.drivers.interface import DriverError
-from haneul.drivers.places import Places, cold
-from haneul.drivers.qemu import QemuEngine
 from haneul.drivers.templates import Shape, Template, Templates
 from haneul.model.assignment import DiskSpec, GuestIdentity, MachineSpec, NicSpec
 
@@ -143,60 +139,3 @@ def test_what_the_guest_answers_is_read_and_failures_are_told() -> None:
     for line in ("failed the clock: Operation not permitted", "", "resume"):
         with pytest.raises(DriverError):
             warm.answered(line)
-
-
-def _boot(tmp_path: Path, sizes: list[int], nics: int = 1) -> Boot:
-    """The first boot of a machine with volumes whose files have so many bytes."""
-    disks = tuple(DiskSpec(f"vol-{index}", "" if index else "tiny", 1, "", not index) for index in range(len(sizes)))
-    files = {disk.volume_id: tmp_path / f"{disk.volume_id}.qcow2" for disk in disks}
-    for file, size in zip(files.values(), sizes, strict=True):
-        file.write_bytes(b"d" * size)
-    cards = tuple(replace(SPEC.nics[0], interface_id=f"eni-{index}") for index in range(nics))
-    taps = {card.interface_id: 9 for card in cards}
-    return Boot(replace(SPEC, disks=disks, nics=cards), Places(tmp_path), files, taps, os.getuid(), first=True)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "nics", "why"),
-    [
-        ([9], 1, None),
-        ([9, 9, 9], 3, None),
-        ([9] * 10, 1, "10 volumes, 9 at most"),
-        ([9], 10, "10 network interfaces, 9 at most"),
-        ([9, qemu.MOST_COPIED + 1], 1, "vol-1 is not empty"),
-    ],
-)
-def test_which_machines_go_on_from_a_template(
-    store: Templates, tmp_path: Path, caplog: pytest.LogCaptureFixture, sizes: list[int], nics: int, why: str | None
-) -> None:
-    """The others boot cold, and the log says why. No descriptor is lost, and every volume is kept as it was."""
-    caplog.set_level("INFO")
-    image = tmp_path / "images" / "tiny"
-    for name in ("vmlinuz", "initrd", "cmdline"):
-        (image / name).write_text("root=/dev/vda1")
-    store._loaded[SHAPE] = store._load(SHAPE, _saved(store))
-    boot = _boot(tmp_path, sizes, nics)
-    launch = QemuEngine(tmp_path / "images", lambda: "tcg", store).launch(boot)
-    if why is not None:
-        assert launch.resume is None and why in caplog.text
-        return
-    assert launch.resume is not None and caplog.text == ""
-    assert len(launch.resume.plugged) == len(sizes) + nics - 2
-    launch.resume.port.close()
-    for descriptor in launch.descriptors:
-        os.close(descriptor)
-    for file, size in zip(boot.files.values(), sizes, strict=True):
-        assert cold(file).read_bytes() == b"d" * size and cold(file).stat().st_ino != file.stat().st_ino
-    assert boot.files["vol-0"].read_bytes() == b"overlay"
-
-
-def test_a_disk_that_cannot_be_exchanged_costs_no_descriptor(store: Templates, tmp_path: Path) -> None:
-    for name in ("vmlinuz", "initrd", "cmdline"):
-        (tmp_path / "images" / "tiny" / name).write_text("root=/dev/vda1")
-    store._loaded[SHAPE] = store._load(SHAPE, _saved(store))
-    boot = _boot(tmp_path, [9, 9])
-    cold(boot.files["vol-1"]).write_bytes(b"in the way")
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(FileExistsError):
-        QemuEngine(tmp_path / "images", lambda: "tcg", store).launch(boot)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
