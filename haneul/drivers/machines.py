@@ -357,7 +357,7 @@ class Machines:
                 await warm.go_on(spec, resume)
             return True
         except (DriverError, OSError, TimeoutError) as error:
-            said = _plain(_tail(places.errors, 200).decode(errors="replace").strip())
+            said = _plain(" ".join(_tail(places.errors, 200).decode(errors="replace").split()))
             why = f"{str(error) or type(error).__name__} {said}".strip()
             log.warning("%s boots cold, its template does not do: %s", spec.instance_id, why)
             await self._kill(places)

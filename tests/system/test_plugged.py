@@ -250,3 +250,21 @@ def test_a_device_that_cannot_be_plugged_costs_a_cold_boot(
         assert (await lab.asked())[:-1] == _expected(spec)
 
     _with(lab, spec, body)
+
+
+def test_a_machine_that_ends_while_it_is_loaded_costs_a_cold_boot(
+    lab: Lab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That is seen at once, and the log has QEMU's own words."""
+    spec = lab.spec(1, 1)
+    (tmp_path / "state").write_bytes(b"no state of any machine")
+    monkeypatch.setattr("haneul.drivers.templates.Template.state", property(lambda _: tmp_path / "state"))
+
+    async def body() -> None:
+        began = asyncio.get_running_loop().time()
+        assert await lab.start(spec) == "on"
+        assert asyncio.get_running_loop().time() - began < 10
+        assert "its template does not do" in caplog.text and "migration" in caplog.text
+        assert (await lab.asked())[:-1] == _expected(spec)
+
+    _with(lab, spec, body)
