@@ -15,6 +15,7 @@ import platform
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
     from haneul.drivers.metadata_process import MetadataProcess
     from haneul.drivers.qcow2 import Qcow2Disks
     from haneul.drivers.server import LinuxServer
+    from haneul.drivers.templates import Templates
     from haneul.identity import Identity
     from haneul.model.generation import Generation
+    from haneul.model.template import TemplateReport
 
 log = logging.getLogger(__name__)
 
@@ -79,22 +82,22 @@ class RealParts:
     networks: BridgeNetworks
     metadata: MetadataProcess
     server: LinuxServer
+    templates: Templates | None
     runtime: Path
 
     @property
     def drivers(self) -> Drivers:
         from haneul.agent.agent import Drivers
 
-        return Drivers(self.machines, self.disks, self.networks, self.metadata, self.server)
+        return Drivers(self.machines, self.disks, self.networks, self.metadata, self.server, self.templates)
 
 
 def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -> RealParts:
-    from haneul.drivers.bridge import BridgeNetworks, dangling_tap
+    from haneul.drivers.bridge import BridgeNetworks
     from haneul.drivers.machines import Machines
     from haneul.drivers.metadata_process import MetadataProcess
     from haneul.drivers.qcow2 import Qcow2Disks
     from haneul.drivers.qemu import QemuEngine
-    from haneul.drivers.templates import Templates
     from haneul.drivers.uml import UmlEngine
 
     data, images = settings.data, settings.image_directory
@@ -103,15 +106,26 @@ def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -
     pool = who.pool if settings.public_pool == "auto" else settings.public_pool
     server = _server(settings, who.first_uid, changed)
     disks = Qcow2Disks(data / "volumes", images)
-    templates = None
-    if settings.warm == "auto":
-        templates = Templates(data / "templates", images, who.first_uid, settings.warm_max_mib, dangling_tap)
+    templates = _templates(settings, who.first_uid, server) if settings.warm == "auto" else None
     qemu = QemuEngine(images, server.accelerator, templates)
     engines: dict[str, Engine] = {"emulated": qemu, "hvm": qemu, "paravirtual": UmlEngine(images)}
     machines = Machines(data / "instances", disks.file, who.first_uid, engines, changed)
     networks = BridgeNetworks(runtime, who.tag, pool, settings.uplink == "nat")
     metadata = MetadataProcess(runtime / "metadata", networks.namespace, lambda: [*machines.logs(), *networks.logs()])
-    return RealParts(machines, disks, networks, metadata, server, runtime)
+    return RealParts(machines, disks, networks, metadata, server, templates, runtime)
+
+
+def _templates(settings: Settings, uid: int, server: LinuxServer) -> Templates:
+    """`uid` is one that no machine has."""
+    from haneul.drivers.bridge import dangling_tap
+    from haneul.drivers.server import memory_mib
+    from haneul.drivers.templates import Server, Templates
+    from haneul.images import resume
+
+    vcpus = (os.cpu_count() or 1) * settings.vcpu_overcommit
+    memory = memory_mib() - settings.memory_reserve_mib - settings.memory_overhead_mib
+    has = Server(uid, vcpus, memory, dangling_tap, server.settled)
+    return Templates(settings.data / "templates", settings.image_directory, has, settings.warm_max_mib, resume.PROTOCOL)
 
 
 def _server(settings: Settings, uid: int, changed: Callable[[], None]) -> LinuxServer:
@@ -313,6 +327,36 @@ class Lifecycle(cli.Lifecycle):
         base = str((settings.image_directory / name / "disk.qcow2").absolute())
         volumes = settings.data / "volumes"
         return [path.stem for path in volumes.glob("*.qcow2") if backing_file(path) == base]
+
+    def templates(self, settings: Settings) -> list[TemplateReport]:
+        return self._offline_templates(settings).observe()
+
+    def make_template(
+        self, settings: Settings, image: str, instance_type: str, say: Callable[[str], None]
+    ) -> TemplateReport:
+        from haneul import identity
+
+        self._prepare(settings)
+        with _alone(settings.data, "it makes its templates itself"):
+            identity.ensure(settings.data)
+            templates = self._offline_templates(settings)
+            templates.say = say
+            try:
+                return asyncio.run(templates.make(image, instance_type))
+            except (DriverError, subprocess.SubprocessError) as error:
+                raise SettingsError(str(error)) from None
+
+    def sweep_templates(self, settings: Settings) -> None:
+        asyncio.run(self._offline_templates(settings).sweep())
+
+    def _offline_templates(self, settings: Settings) -> Templates:
+        """Without a running haneul: nothing of them is in memory."""
+        from haneul import identity
+
+        if settings.drivers == "fake":
+            raise SettingsError('fake drivers boot nothing, and have no templates (drivers = "auto" has real ones)')
+        who = identity.load(settings.data) or identity.Identity(settings.data / "identity", 0)
+        return _templates(settings, who.first_uid, _server(settings, who.first_uid, lambda: None))
 
     def doctor(self, settings: Settings) -> list[Finding]:
         found = [_program(program, package) for program, package in PROGRAMS.items()]

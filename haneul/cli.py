@@ -20,6 +20,8 @@ from haneul import __version__, config
 from haneul.config import Settings
 from haneul.errors import SettingsError
 from haneul.images.store import DEFAULT, RECIPES, ImageStore
+from haneul.model import template
+from haneul.model.template import TemplateReport
 
 if TYPE_CHECKING:
     from haneul.identity import Identity
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 NO, WRONG, REFUSED = 1, 2, 3
 Say = Callable[[str], None]
 QUICKSTART = "haneul-quickstart"
+DEFAULT_TYPE = "t3.micro"
 SSH_SECONDS = 600.0
 
 
@@ -72,6 +75,12 @@ class Lifecycle(Protocol):
 
     def image_users(self, settings: Settings, name: str) -> list[str]: ...
 
+    def templates(self, settings: Settings) -> list[TemplateReport]: ...
+
+    def make_template(self, settings: Settings, image: str, instance_type: str, say: Say) -> TemplateReport: ...
+
+    def sweep_templates(self, settings: Settings) -> None: ...
+
     def doctor(self, settings: Settings) -> list[Finding]: ...
 
 
@@ -86,7 +95,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-image_app = typer.Typer(help="Build, import, list and remove images.", no_args_is_help=True)
+image_app = typer.Typer(help="Build, import, list, warm and remove images.", no_args_is_help=True)
 app.add_typer(image_app, name="image")
 account_app = typer.Typer(help="Accounts and their access keys.", no_args_is_help=True)
 app.add_typer(account_app, name="account")
@@ -242,13 +251,14 @@ def restore(
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _ask_running(settings: Settings, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+def _ask_running(settings: Settings, method: str, path: str, body: Any = None, timeout: float = 30) -> tuple[int, Any]:
     """(HTTP status, answer) of the running haneul's control socket. Raises OSError or ValueError."""
     import http.client
     import socket
 
-    connection = http.client.HTTPConnection("haneul", timeout=30)
+    connection = http.client.HTTPConnection("haneul", timeout=timeout)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.sock.settimeout(timeout)
     try:
         connection.sock.connect(str(_lifecycle.control(settings)))
         connection.request(method, path, json.dumps(body) if body is not None else None)
@@ -298,6 +308,8 @@ def _show_status(found: dict[str, Any]) -> None:
         )
         for name, why in (server["accelerators"] | server.get("generations", {})).items():
             out.print(f"  {name}: {why or 'usable'}", highlight=False)
+    if found.get("templates"):
+        out.print(_summary_of_templates(found["templates"]), highlight=False)
     table = Table("instance", "state", "type", "image", "virtualized", "doing", "private", "public", "region")
     for one in found["instances"]:
         table.add_row(
@@ -855,6 +867,8 @@ def image_build(
             _need_unused(settings, name)
         with _progress(every=True) as say:
             built = store.build(name, say, again=again)
+        if again:
+            _sweep_templates(settings)
         out.print(f"{built.disk} is {built.image_id}", highlight=False)
 
 
@@ -886,6 +900,8 @@ def image_import(
     store = _lifecycle.images(settings)
     with _progress() as say:
         made = import_image(store, wanted, bounds, say, again=again, need_unused=lambda: _need_unused(settings, name))
+    if again:
+        _sweep_templates(settings)
     out.print(f"{made.disk} is {made.image_id}", highlight=False)
 
 
@@ -916,11 +932,188 @@ def image_list(as_json: Json = False) -> None:
 
 @image_app.command("rm")
 def image_rm(name: Annotated[str, typer.Argument(help="The image's name.")]) -> None:
-    """Remove a built image. Instances that were launched from it lose their base: terminate them first."""
+    """Remove a built image, and its templates. Instances that were launched from it lose their base: terminate them first."""
     settings = config.load()
     _need_unused(settings, name)
     _lifecycle.images(settings).remove(name)
+    _sweep_templates(settings)
     out.print(f"{name} is removed")
+
+
+# --- templates ----------------------------------------------------------------------------------------
+
+#: The first order after a start of the server waits for the probe of KVM.
+_ORDER_SECONDS = 60.0
+
+
+@image_app.command("warm")
+def image_warm(
+    image: Annotated[str, typer.Argument(help="The image's name.")],
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", help=f"For instances of this type; may be repeated (default: {DEFAULT_TYPE})."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an image's templates now (root): saved machines of it, from which instances go on instead of booting.
+
+    One serves one image and one instance type. haneul makes them by itself too, after a cold launch. It may run meanwhile, and then
+    has them in memory at once, or be down. Exit code 1 if one could not be made.
+
+    Examples: `haneul image warm debian-12`, `haneul image warm tiny --type t3.nano --type t3.micro`
+    """
+    settings = config.load()
+    asked = list(dict.fromkeys(types or [DEFAULT_TYPE]))
+    for one in asked:
+        if why := template.why_not_type(one):
+            raise typer.BadParameter(why, param_hint="--type")
+    if not _lifecycle.images(settings).has(image):
+        raise SettingsError(f"there is no image {image!r}; `haneul image list` shows them")
+    running = _lifecycle.is_running(settings)
+    if settings.warm == "off" and not running:
+        raise SettingsError('warm = "off" in the settings: instances boot, and have no templates')
+    made = []
+    for one in asked:
+        began = time.monotonic()
+        with _progress(every=not as_json) as say:
+            found = (
+                _warm_running(settings, image, one, say)
+                if running
+                else _lifecycle.make_template(settings, image, one, say)
+            )
+        made.append(found)
+        if not as_json and found.state != "failed":
+            out.print(_told_of_template(found, time.monotonic() - began, running), highlight=False, soft_wrap=True)
+    if running:  # a later one may have taken the place of an earlier one in memory
+        known = {_shape_of(one): one for one in _templates_of_running(settings)}
+        made = [one if one.state == "failed" else known.get(_shape_of(one), one) for one in made]
+    if as_json:
+        _print_json([asdict(one) for one in made])
+    for found in made:
+        if found.state == "failed":
+            err.print(
+                f"haneul: no template of {image} for {found.instance_type}: {found.reason}",
+                markup=False,
+                highlight=False,
+            )
+        elif running and found.state == "saved":
+            err.print(
+                f"haneul: the template of {image} for {found.instance_type} has no room in memory any more "
+                f"(warm_max_mib = {settings.warm_max_mib}): its next launch boots",
+                markup=False, highlight=False,
+            )  # fmt: skip
+    if any(found.state == "failed" for found in made):
+        raise typer.Exit(NO)
+
+
+@image_app.command("templates")
+def image_templates(as_json: Json = False) -> None:
+    """List the templates: what instances go on from, what is being made, and what could not be made and why.
+
+    `loaded` ones are in memory: the next launch goes on from them. `saved` ones are on disk, and loaded when they are wanted.
+
+    Examples: `haneul image templates`, `haneul image templates --json | jq`
+    """
+    settings = config.load()
+    running = _lifecycle.is_running(settings)
+    found = _templates_of_running(settings) if running else _lifecycle.templates(settings)
+    if as_json:
+        _print_json([asdict(one) for one in found])
+        return
+    if not found:
+        out.print("no templates; `haneul image warm IMAGE` makes one", highlight=False)
+        return
+    table = Table("image", "type", "vCPUs", "MiB", "by", "in memory", "on disk", "made", "last used", "state")
+    for one in found:
+        table.add_row(
+            one.image, one.instance_type, str(one.vcpus), str(one.memory_mib), one.accelerator,
+            _mib(one.memory_bytes) if one.state == "loaded" else "", _mib(one.disk_bytes) if one.disk_bytes else "",
+            _moment(one.made), _moment(one.used), _state_of_template(one),
+        )  # fmt: skip
+    out.print(table)
+
+
+def _shape_of(one: TemplateReport) -> tuple[str, str, str]:
+    return one.image, one.instance_type, one.accelerator
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
+
+
+def _state_of_template(one: TemplateReport) -> str:
+    from rich.markup import escape
+
+    if one.state == "failed":
+        return f"[red]failed[/]: {escape(one.reason)} (a launch tries again from {_moment(one.retry)} on)"
+    return one.state + (f": {one.phase}" if one.phase else "")
+
+
+def _summary_of_templates(found: list[dict[str, Any]]) -> str:
+    """One line of `haneul status`."""
+    states = [one["state"] for one in found]
+    told = ", ".join(f"{states.count(one)} {one}" for one in dict.fromkeys(states))
+    memory = sum(one["memory_bytes"] for one in found if one["state"] == "loaded")
+    return f"templates: {told}; {_mib(memory)} of memory (`haneul image templates`)"
+
+
+def _told_of_template(one: TemplateReport, seconds: float, running: bool) -> str:
+    sizes = f"{_mib(one.memory_bytes)} of memory, {_mib(one.disk_bytes)} on disk"
+    then = "the next launch goes on from it" if running else "`haneul up` loads it"
+    return f"the template of {one.image} for {one.instance_type} is ready ({seconds:.1f} s; {sizes}): {then}"
+
+
+def _ask_of_templates(settings: Settings, what: str, **arguments: str) -> Any:
+    """Of the running haneul. Raises `SettingsError`."""
+    try:
+        status, answer = _ask_running(settings, "POST", f"/templates/{what}", arguments, _ORDER_SECONDS)
+    except (ConnectionError, FileNotFoundError, ValueError):
+        raise SettingsError(
+            f"the haneul of {settings.data} does not answer: it starts or stops just now, or another command works there"
+        ) from None
+    if status != 200:
+        raise SettingsError(answer["error"])
+    return answer
+
+
+def _templates_of_running(settings: Settings) -> list[TemplateReport]:
+    return [TemplateReport(**one) for one in _ask_of_templates(settings, "list")]
+
+
+def _warm_running(settings: Settings, image: str, instance_type: str, say: Say) -> TemplateReport:
+    """The running haneul makes it, and has it in memory then. Interrupted here, it goes on with that."""
+    ordered = TemplateReport(**_ask_of_templates(settings, "order", image=image, type=instance_type))
+    while True:
+        known = {_shape_of(one): one for one in _templates_of_running(settings)}
+        found = known.get(_shape_of(ordered))
+        if found is None:
+            raise SettingsError(
+                f"the template of {image} for {instance_type} is gone: was the image replaced meanwhile?"
+            )
+        if found.state in ("loaded", "saved", "failed"):
+            return found
+        if found.phase:
+            say(found.phase)
+        elif any(one.state == "being made" for one in known.values()):
+            say("waiting for another template")
+        time.sleep(0.3)
+
+
+def _sweep_templates(settings: Settings) -> None:
+    """An image is gone, or another one: its templates go, now rather than when haneul notices."""
+    if settings.drivers == "fake":
+        return
+    if not _lifecycle.is_running(settings):
+        _lifecycle.sweep_templates(settings)
+        return
+    try:
+        _ask_running(settings, "POST", "/templates/sweep", {})
+    except (OSError, ValueError):
+        pass  # it does so by itself
 
 
 # --- the main job -------------------------------------------------------------------------------------
@@ -938,7 +1131,7 @@ echo "virtualized   $(systemd-detect-virt 2>/dev/null || echo unknown), ${machin
 
 @app.command()
 def quickstart(
-    instance_type: Annotated[str, typer.Option("--type", help="The instance type to launch.")] = "t3.micro",
+    instance_type: Annotated[str, typer.Option("--type", help="The instance type to launch.")] = DEFAULT_TYPE,
     image: Annotated[str, typer.Option(help="The image to launch.")] = DEFAULT,
 ) -> None:
     """Build the image, start haneul, launch an instance, wait for SSH and ask the guest who it is.

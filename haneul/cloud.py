@@ -27,7 +27,7 @@ from haneul.api.control import make_control
 from haneul.api.http import BoundedHttp
 from haneul.api.protocol import KeptForms
 from haneul.config import Settings
-from haneul.drivers.interface import Console, DriverError, Screenshotter
+from haneul.drivers.interface import Console, DriverError, LaunchCounter, Screenshotter
 from haneul.errors import CloudError, SettingsError
 from haneul.identity import Identity
 from haneul.journal import AUDIT, EVENTS, Journal, moment
@@ -164,6 +164,27 @@ class Running:
             self.identity.write_credentials(done["access_key"], done["secret"])
         return done
 
+    async def templates(self, what: str, arguments: dict[str, str]) -> Any:
+        """`haneul image warm` and `templates`: those of the agent in this process. Raises `CloudError`."""
+        driver = self.agent.drivers.templates
+        if driver is None:
+            fake = self.settings.drivers == "fake"
+            why = "its drivers are fake and boot nothing" if fake else 'it was started with warm = "off"'
+            raise CloudError("UnsupportedOperation", f"this haneul has no templates: {why}")
+        if what == "list":
+            return [asdict(one) for one in driver.observe()]
+        if what == "sweep":
+            await driver.sweep()
+            return []
+        if what != "order":
+            raise CloudError("InvalidAction", f"there is nothing like {what!r} to do with templates")
+        try:
+            done = asdict(await driver.order(arguments["image"], arguments["type"]))
+        except DriverError as error:
+            raise CloudError("UnsupportedOperation", str(error)) from None
+        self.audit.write(_by_owner("OrderTemplate", arguments))
+        return done
+
     def gauges(self) -> Gauges:
         """What /metrics tells of the store."""
         with self.store.read() as tx:
@@ -182,6 +203,21 @@ class Running:
         yield "haneul_problems", "What the last pass could not do.", (), [((), float(len(self.agent.problems)))]
         lost = [((name,), float(one.lost)) for name, one in (("audit", self.audit), ("events", self.events))]
         yield "haneul_lost_records", "Lines that could not be written.", ("journal",), lost
+        yield from self._gauges_of_templates()
+
+    def _gauges_of_templates(self) -> Gauges:
+        """Nothing where there is no warm launch."""
+        machines, driver = self.agent.drivers.machines, self.agent.drivers.templates
+        if isinstance(machines, LaunchCounter):
+            samples = [((path,), float(machines.launches[path])) for path in ("warm", "cold")]
+            yield "haneul_first_boots_total", "First boots: from a template, or cold.", ("path",), samples
+        if driver is not None:
+            found = driver.observe()
+            states = Counter(one.state for one in found)
+            yield "haneul_templates", "Templates by state.", ("state",), [((s,), float(n)) for s, n in states.items()]
+            memory = sum(one.memory_bytes for one in found if one.state == "loaded")
+            samples = [(("memory",), float(memory)), (("disk",), float(sum(one.disk_bytes for one in found)))]
+            yield "haneul_template_bytes", "What templates take.", ("where",), samples
 
     def status(self) -> dict[str, Any]:
         """What `haneul status` shows."""
@@ -229,6 +265,7 @@ class Running:
                 for row in servers
             ],
             "instances": shown,
+            "templates": [asdict(one) for one in driver.observe()] if (driver := self.agent.drivers.templates) else [],
             "problems": self.agent.problems,
         }
 
@@ -349,7 +386,7 @@ async def start(
     await agent.introduce()
     servers = [(_Server(_uvicorn(make_app(api))), listener)]
     if control_socket is not None:
-        app = make_control(running.status, running.accounts)
+        app = make_control(running.status, running.accounts, running.templates)
         servers.append((_Server(_uvicorn(app)), _unix(control_socket)))
     tasks = [asyncio.create_task(server.serve(sockets=[one])) for server, one in servers]
     tasks += [asyncio.create_task(one) for one in (agent.run(), _sweeps(control), metrics.loop.watch())]

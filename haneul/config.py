@@ -48,7 +48,9 @@ class Settings:
         "auto",
         "`auto`: machines go on from templates of their image and shape, made in the background; `off`: each boots",
     )
-    warm_max_mib: int = _setting(2048, "memory that templates may take, in MiB; the least recently used goes first")
+    warm_max_mib: int = _setting(
+        2048, "memory that templates may take, in MiB, and twice that on disk; the least recently used goes first"
+    )
     generation_fallback: Literal["emulate", "refuse"] = _setting(
         "emulate", "HVM types on a server without KVM: run them emulated, or refuse them"
     )

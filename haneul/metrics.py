@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ class Metrics:
             log.exception("the store could not be asked for its metrics")
             of_store = []
         for name, text, labels, samples in [*of_store, *self.loop.gauges()]:
-            family = GaugeMetricFamily(name, text, labels=labels)
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family: CounterMetricFamily | GaugeMetricFamily = kind(name, text, labels=labels)
             for values, value in samples:
                 family.add_metric(list(values), value)
             yield family

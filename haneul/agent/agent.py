@@ -23,6 +23,7 @@ from haneul.drivers.interface import (
     MetadataDriver,
     NetworkDriver,
     ServerDriver,
+    TemplateDriver,
 )
 from haneul.model.assignment import Assignment, MachineReport, MachineSpec, NetworkSpec, Report
 
@@ -56,6 +57,7 @@ class Drivers:
     networks: NetworkDriver
     metadata: MetadataDriver
     server: ServerDriver
+    templates: TemplateDriver | None = None
 
 
 @dataclass
@@ -97,10 +99,10 @@ class Agent:
 
     async def run(self) -> None:
         """Passes until cancelled: one loop for machines, and one for networks, so that a rule waits for no boot."""
-        await asyncio.gather(
-            self._loop(self._wake, self.one_pass),
-            self._loop(self._wake_networks, self.network_pass),
-        )
+        loops = [self._loop(self._wake, self.one_pass), self._loop(self._wake_networks, self.network_pass)]
+        if self.drivers.templates is not None:
+            loops.append(self.drivers.templates.run())
+        await asyncio.gather(*loops)
 
     async def _loop(self, wake: asyncio.Event, one_pass: Callable[[], Awaitable[bool]]) -> None:
         while True:

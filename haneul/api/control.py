@@ -6,7 +6,7 @@ It is not part of the EC2 API: what only the owner of the server may see and do,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from anyio import to_thread
@@ -20,9 +20,11 @@ from haneul.errors import CloudError
 Status = Callable[[], dict[str, Any]]
 #: (what to do, its arguments) -> what came of it. Raises `CloudError`.
 Act = Callable[[str, dict[str, str]], Any]
+#: The same, on the event loop.
+AsyncAct = Callable[[str, dict[str, str]], Awaitable[Any]]
 
 
-def make_control(status: Status, accounts: Act) -> Starlette:
+def make_control(status: Status, accounts: Act, templates: AsyncAct) -> Starlette:
     async def get_status(request: Request) -> JSONResponse:
         return JSONResponse(await to_thread.run_sync(status))
 
@@ -34,9 +36,17 @@ def make_control(status: Status, accounts: Act) -> Starlette:
             return JSONResponse({"error": error.message}, 400)
         return JSONResponse(done)
 
+    async def post_templates(request: Request) -> JSONResponse:
+        arguments = json.loads(await request.body())
+        try:
+            return JSONResponse(await templates(request.path_params["what"], arguments))
+        except CloudError as error:
+            return JSONResponse({"error": error.message}, 400)
+
     return Starlette(
         routes=[
             Route("/status", get_status, methods=["GET"]),
             Route("/accounts/{what}", post_accounts, methods=["POST"]),
+            Route("/templates/{what}", post_templates, methods=["POST"]),
         ]
     )

@@ -14,6 +14,7 @@ Every interface has a `fake` behind the same contract tests (tests/contract).
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol, runtime_checkable
 
 from haneul.model.assignment import (
@@ -25,6 +26,7 @@ from haneul.model.assignment import (
     NicSpec,
     ServerFacts,
 )
+from haneul.model.template import TemplateReport
 
 
 class DriverError(Exception):
@@ -75,6 +77,14 @@ class Screenshotter(Protocol):
         """The display as a PNG."""
 
 
+@runtime_checkable
+class LaunchCounter(Protocol):
+    """Optional ability: it knows how its machines came up."""
+
+    launches: Counter[str]
+    """First boots since the start: `warm` went on from a template, `cold` booted."""
+
+
 class DiskDriver(Protocol):
     """Volumes of this server, as files."""
 
@@ -122,3 +132,22 @@ class ServerDriver(Protocol):
 
     async def facts(self) -> ServerFacts:
         """What it has and can do. Slow probes run in the background; their verdict appears when it is there."""
+
+
+class TemplateDriver(Protocol):
+    """Templates of this server (docs/ARCHITECTURE.md, "Warm launch"). A server without warm launch has no such driver."""
+
+    async def run(self) -> None:
+        """For ever: take up what is on disk, make what is wanted, remove what nothing uses any more."""
+
+    def observe(self) -> list[TemplateReport]:
+        """Every template, those that are on their way, and those that could not be made."""
+
+    async def order(self, image: str, instance_type: str) -> TemplateReport:
+        """Have it ready soon (`run` does the work), also if it has failed before. One that is ready stays as it is.
+
+        Raises `DriverError` if there can be none.
+        """
+
+    async def sweep(self) -> None:
+        """Remove now what nothing uses any more: its image is gone or another one, or QEMU is."""

@@ -16,6 +16,7 @@ import signal
 import stat
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,6 +170,7 @@ class Machines:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._watched: set[str] = set()
         self._resuming: set[str] = set()
+        self.launches: Counter[str] = Counter()
 
     def places(self, instance_id: str) -> Places:
         return Places(self.directory / instance_id)
@@ -342,7 +344,10 @@ class Machines:
             if resume is None:
                 await self._until_it_answers(engine, places)
             # Before the disk that it had is gone: what was begun has that disk no more.
-            _write_json(places.boot, boot | {"begun": True, "path": "warm" if resume else "cold"})
+            path = "warm" if resume else "cold"
+            _write_json(places.boot, boot | {"begun": True, "path": path})
+            if first:
+                self.launches[path] += 1
         finally:
             self._resuming.discard(spec.instance_id)
         for file in disks.values():

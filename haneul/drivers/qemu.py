@@ -110,7 +110,7 @@ class QemuEngine:
 
 
 def shape(spec: MachineSpec, accelerator: Accelerator) -> Shape:
-    return Shape(spec.image, spec.vcpus, spec.memory_mib, accelerator)
+    return Shape(spec.image, spec.instance_type, spec.vcpus, spec.memory_mib, accelerator)
 
 
 def _too_large(boot: Boot) -> str:

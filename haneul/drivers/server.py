@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 NO_KERNEL = "not probed yet: no image is built by a recipe (`haneul image build`)"
 
 
-def _memory_mib() -> int:
+def memory_mib() -> int:
+    """What the server has in all."""
     with open("/proc/meminfo") as lines:
         return int(next(line for line in lines if line.startswith("MemTotal")).split()[1]) // 1024
 
@@ -62,6 +63,15 @@ class LinuxServer:
         if self._wanted == "kvm":
             return "kvm"
         return "kvm" if self._found.get("kvm") == "" else "tcg"
+
+    async def settled(self) -> Accelerator:
+        """What machines use, once the probe has said so. It is run if it was not in this boot."""
+        if self._wanted == "auto":
+            if self._task is not None:
+                await asyncio.wait([self._task])
+            if "kvm" not in self._found and (found := await self.kvm()) != NO_KERNEL:
+                self._found["kvm"] = found
+        return self.accelerator()
 
     async def kvm(self) -> str:
         """Why KVM is not usable; empty if it is. Probes if that was not done in this boot."""
@@ -129,5 +139,5 @@ class LinuxServer:
         # Until the probe has said otherwise, a paravirtual machine is tried: it says itself what it lacks.
         generations = {"emulated": "", "paravirtual": self._found.get("paravirtual", ""), "hvm": ""}
         return ServerFacts(
-            os.cpu_count() or 1, _memory_mib(), socket.gethostname(), "real", {"tcg": "", "kvm": kvm}, generations
+            os.cpu_count() or 1, memory_mib(), socket.gethostname(), "real", {"tcg": "", "kvm": kvm}, generations
         )

@@ -5,7 +5,11 @@ and `template.json`. It is made by an ordinary machine, confined as every other,
 (`images/resume.c`) waits; nothing of a tenant is in it. What is used is verified first, and kept in memory as a sealed
 memfd: machines map it privately, nobody can write to it, and no file of it is open to a machine's uid.
 
-Sources: memfd_create(2), fcntl(2) (F_ADD_SEALS); QEMU, docs/devel/migration.rst (x-ignore-shared).
+Their life: one is *wanted* after a cold boot, or *ordered*; it is made, *saved* on disk and *loaded* into memory. After a start what is
+saved is loaded again. What was not used for longest goes first: from memory, and later from disk. What a clone still maps stays
+its own. Where the rules are decided is `model/template.py`.
+
+Sources: memfd_create(2), fcntl(2) (F_ADD_SEALS).
 """
 
 from __future__ import annotations
@@ -18,49 +22,74 @@ import json
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from haneul.drivers import locks, qemu_command, qmp
+from haneul.drivers import locks, qemu_command, template_machine
 from haneul.drivers.interface import DriverError
-from haneul.drivers.places import Places, confined
-from haneul.drivers.qemu_command import Accelerator, Kernel, Warm
+from haneul.drivers.places import Places
+from haneul.drivers.qemu_command import Accelerator, Warm
+from haneul.drivers.template_machine import Making
+from haneul.model import template as rules
 from haneul.model.assignment import DiskSpec, MachineSpec, NicSpec
+from haneul.model.instance_types import instance_types
+from haneul.model.template import DISK_FACTOR, Failure, State, TemplateReport
 
 log = logging.getLogger(__name__)
 
 #: Raised when templates of an older haneul would not do: the resume unit's protocol, the way they are made.
-LAYOUT = 1
-#: The guest's resume unit waits after so long at most (seconds); an emulated Debian needs half a minute on a quiet server.
-BOOT_SECONDS = 600.0
-#: Between the unit's word and the save: what is still starting settles.
-SETTLE_SECONDS = 2.0
-SAVE_SECONDS = 120.0
+LAYOUT = 2
+#: How often what nothing uses any more is looked for; a launch and `haneul image` notice it at once.
+SWEEP_SECONDS = 600.0
+#: A server that has less memory than this available (bytes) keeps no template in memory, and takes none: machines need it.
+LEAST_AVAILABLE = 256 << 20
+LOOK_SECONDS = 5.0
 #: The address that a template's card has until its clone gets its own.
 NO_MAC = "06:00:00:00:00:00"
 _CHUNK = 4 << 20
-#: Devices without the guest's memory: less than one MiB is usual.
-MOST_STATE = 64 << 20
+
+
+class DamagedError(DriverError):
+    """What was saved is not what was made."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the machines of a template have in common. Memory in MiB."""
+    """What the machines of a template have in common. Memory in MiB.
+
+    The type is part of it: a guest reads the name of its product (DMI) once, when it boots.
+    """
 
     image: str
+    instance_type: str
     vcpus: int
     memory_mib: int
     accelerator: Accelerator
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A template's folder, and what it says of itself. Sizes in bytes, as they are on disk."""
+
+    directory: Path
+    shape: Shape
+    made: float
+    seconds: float
+    used: float
+    memory: int
+    disk: int
+
+
 @dataclass
 class Template:
-    """`memory` is the descriptor of a sealed memfd."""
+    """`memory` is the descriptor of a sealed memfd, which is closed with the last who has this value.
+
+    A launch has it in a thread of its own, perhaps just when the template is dropped: the number must not be another file's by then.
+    """
 
     shape: Shape
     directory: Path
@@ -80,131 +109,344 @@ class Template:
         return os.fstat(self.memory).st_blocks * 512
 
     def close(self) -> None:
-        os.close(self.memory)
+        if self.memory >= 0:
+            os.close(self.memory)
+            self.memory = -1
+
+    __del__ = close
+
+
+@dataclass(frozen=True)
+class Server:
+    """What templates need to know of their server.
+
+    `uid` is one that no machine has, `vcpus` and `memory_mib` are what one instance may have at most. `tap` opens a tap that leads
+    nowhere. `accelerator` says what machines of the HVM types use, once that is known.
+    """
+
+    uid: int
+    vcpus: int
+    memory_mib: int
+    tap: Callable[[], int]
+    accelerator: Callable[[], Awaitable[Accelerator]]
 
 
 class Templates:
-    """`directory` has a folder for each, `images` is the image store, `uid` one that no machine has.
+    """`directory` has a folder for each, `images` is the image store, `protocol` what its resume units are spoken to in.
 
-    At most `most_mib` MiB of memory are kept; the least recently used goes first. `tap` opens a tap that leads nowhere.
+    At most `most_mib` MiB of memory are kept, and `DISK_FACTOR` times as much on disk; the least recently used goes first.
     """
 
-    def __init__(self, directory: Path, images: Path, uid: int, most_mib: int, tap: Callable[[], int]) -> None:
+    def __init__(self, directory: Path, images: Path, server: Server, most_mib: int, protocol: int) -> None:
         self.directory = directory
+        #: Told what is being done, in words.
+        self.say: Callable[[str], None] = lambda _: None
         self._images = images
-        self._uid = uid
+        self._server = server
         self._most = most_mib << 20
-        self._tap = tap
+        self._protocol = protocol
         self._loaded: dict[Shape, Template] = {}
-        self._wanted: dict[Shape, float] = {}
-        self._failed: set[Shape] = set()
-        self._worker: asyncio.Task[None] | None = None
+        self._wanted: dict[Shape, None] = {}
+        self._failures: dict[Shape, Failure] = {}
+        self._at: Shape | None = None
+        self._phase = ""
+        self._woken = asyncio.Event()
 
     # --- using them ---------------------------------------------------------------------------------------
 
     def find(self, shape: Shape) -> Template | None:
-        """A template that is ready now. Never waits."""
+        """A template that is ready now. Never waits, and may be called in any thread."""
         found = self._loaded.get(shape)
-        if found is not None and found.directory.name != self._key(shape):
-            self._drop(found)  # the image was built anew, or QEMU was upgraded
+        if found is None:
             return None
-        if found is not None:
-            found.used = time.time()
+        try:
+            fits = self._fits(shape, found.directory)
+            os.utime(_about(found.directory))  # last use is known after a restart too
+        except OSError:
+            fits = False  # somebody has removed the folder, and its disk is gone with it
+        if not fits:
+            self._drop(found)
+            return None
+        found.used = time.time()
         return found
 
-    def supports(self, image: str) -> bool:
-        """Whether the image has a resume unit."""
+    def why_not(self, image: str) -> str:
+        """Why machines of the image go on from no template; empty if they can."""
         try:
-            return bool(json.loads((self._images / image / "image.json").read_text()).get("resume"))
+            about = json.loads((self._images / image / "image.json").read_text())
         except (OSError, ValueError):
-            return False
+            return "there is no such image"
+        return rules.why_not_image(about, self._protocol)
 
     def want(self, shape: Shape) -> None:
-        """Make one in the background, if there is none and none has failed. Call it on the event loop."""
-        if shape in self._loaded or shape in self._failed or not self.supports(shape.image):
+        """Have one soon, if it did not fail lately. Call it on the event loop."""
+        if shape in self._loaded or self.why_not(shape.image):
             return
-        self._wanted[shape] = time.time()
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.get_running_loop().create_task(self._work())
+        failure = self._failures.get(shape)
+        if failure is not None and failure.key == self._key_or_none(shape) and time.time() < failure.retry:
+            return
+        self._wanted.setdefault(shape)
+        self._woken.set()
+
+    async def order(self, image: str, instance_type: str) -> TemplateReport:
+        """Have one soon, before what is wanted otherwise, and whatever failed before."""
+        shape = await self.shape(image, instance_type)
+        if self.find(shape) is None:
+            self._failures.pop(shape, None)
+            self._wanted = {shape: None} | self._wanted
+            self._woken.set()
+        return next(one for one in self.observe() if _is_of(one, shape))
+
+    async def make(self, image: str, instance_type: str) -> TemplateReport:
+        """Make it now, without `run`: while no haneul runs. Raises `DriverError`."""
+        await asyncio.to_thread(self._remove_unfinished)
+        await self.sweep()
+        shape = await self.shape(image, instance_type)
+        await self.ensure(shape)
+        return next(one for one in self.observe() if _is_of(one, shape))
+
+    async def shape(self, image: str, instance_type: str) -> Shape:
+        """Of the machines that have this image and type here. Raises `DriverError` if there is no template for them."""
+        if why := rules.why_not_type(instance_type):
+            raise DriverError(why, fatal=True)
+        found = instance_types()[instance_type]
+        why = rules.why_not_here(found, self._server.vcpus, self._server.memory_mib)
+        if why or (why := self.why_not(image)):
+            raise DriverError(f"no template of {image} for {instance_type}: {why}", fatal=True)
+        return Shape(image, instance_type, found.vcpus, found.memory_mib, await self._server.accelerator())
+
+    def observe(self) -> list[TemplateReport]:
+        found: dict[Shape, TemplateReport] = {}
+        for saved in self._saved():
+            if not self._fits(saved.shape, saved.directory):
+                continue  # `sweep` removes it
+            loaded = self._loaded.get(saved.shape)
+            state: State = "saved" if loaded is None else "loaded"
+            memory = saved.memory if loaded is None else loaded.bytes
+            found[saved.shape] = replace(
+                _report(saved.shape, state), memory_bytes=memory, disk_bytes=saved.disk, made=saved.made,
+                seconds=saved.seconds, used=saved.used,
+            )  # fmt: skip
+        for shape, failure in list(self._failures.items()):
+            if shape not in self._loaded:
+                found[shape] = replace(_report(shape, "failed"), reason=failure.reason, retry=failure.retry)
+        at, phase = self._at, self._phase
+        for shape in (*self._wanted, *([at] if at else [])):
+            state, what = ("being made", phase) if shape == at else ("waiting", "")
+            known = found.get(shape, _report(shape, state))
+            found[shape] = replace(known, state=state, phase=what, reason="", retry=0.0)
+        return sorted(found.values(), key=lambda one: (one.image, one.instance_type, one.accelerator))
+
+    # --- their life -----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        await asyncio.gather(self._work(), self._make_way())
+
+    async def _make_way(self) -> None:
+        """For ever. A template costs the server memory that is promised to nobody, but a guest may need it."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self._guarded(self._look())
+
+    async def _look(self) -> None:
+        loaded = list(self._loaded.values())
+        if loaded and _available() < LEAST_AVAILABLE:
+            template = min(loaded, key=lambda one: one.used)
+            log.warning("the server is short of memory: the template of %s makes way", template.shape)
+            self._unload(template)
 
     async def _work(self) -> None:
-        await asyncio.to_thread(self._sweep)
-        while self._wanted:
-            shape = next(iter(self._wanted))
+        await self._guarded(self._take_up())
+        while True:
+            while self._wanted:
+                await self._fulfil(next(iter(self._wanted)))
+            self._woken.clear()
             try:
-                await self.ensure(shape)
-            except Exception as error:
-                # A launch without a template is slower, and nothing else.
-                self._failed.add(shape)
-                log.warning(
-                    "no template of %s: %s", shape, error, exc_info=not isinstance(error, DriverError | OSError)
-                )
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._woken.wait()
+            except TimeoutError:
+                await self._guarded(self.sweep())
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        """A launch without a template is slower, and nothing else: no failure ends the server's work."""
+        try:
+            await work
+        except Exception:
+            log.exception("templates")
+
+    async def _fulfil(self, shape: Shape) -> None:
+        self._at = shape
+        try:
+            await self.ensure(shape)
+            self._failures.pop(shape, None)
+        except Exception as error:
+            self._has_failed(shape, error)
+        finally:
+            self._wanted.pop(shape, None)
+            self._at, self._phase = None, ""
+
+    def _has_failed(self, shape: Shape, error: Exception) -> None:
+        expected = isinstance(error, DriverError | OSError | subprocess.SubprocessError)
+        text = str(error) if isinstance(error, DriverError) else f"{type(error).__name__}: {error}"
+        try:
+            key = self._key(shape)
+        except OSError:
+            return  # the image is gone: nobody asks for it again
+        failure = rules.failed(self._failures.get(shape), text, key, time.time())
+        self._failures[shape] = failure
+        log.warning("no template of %s: %s (again in %.0f s)", shape, text, failure.pause, exc_info=not expected)
+
+    async def _take_up(self) -> None:
+        """After a start: what is saved is loaded, the last used first, as far as there is room."""
+        await asyncio.to_thread(self._remove_unfinished)
+        await self.sweep()
+        for saved in sorted(self._saved(), key=lambda one: one.used, reverse=True):
+            if self._in_memory() + saved.memory > self._most:
+                continue
+            self._at = saved.shape
+            try:
+                await self._load(saved.shape, saved.directory)
+                log.info("a template of %s is taken up", saved.shape)
+            except (DriverError, OSError) as error:
+                log.warning("a template of %s is not taken up: %s", saved.shape, error)
             finally:
-                self._wanted.pop(shape, None)
+                self._at, self._phase = None, ""
+
+    async def sweep(self) -> None:
+        for template in list(self._loaded.values()):
+            if not self._fits(template.shape, template.directory):
+                self._drop(template)
+        for shape, failure in list(self._failures.items()):
+            if self._key_or_none(shape) != failure.key:
+                del self._failures[shape]
+        await asyncio.to_thread(self._remove_unused)
 
     async def ensure(self, shape: Shape) -> Template:
         """Load the template, or make it first. Raises `DriverError`."""
         known = self.find(shape)
         if known is not None:
             return known
+        if why := self.why_not(shape.image):
+            raise DriverError(why, fatal=True)
         began = time.monotonic()
         directory = self.directory / self._key(shape)
         template = None
-        if (directory / "template.json").exists():
+        if _about(directory).exists():
             try:
-                template = await asyncio.to_thread(self._load, shape, directory)
-            except (DriverError, OSError, ValueError, KeyError) as error:
+                template = await self._load(shape, directory)
+            except DamagedError as error:
                 log.warning("a template is made anew: %s", error)
         if template is None:
             await self._make(shape, directory)
-            template = await asyncio.to_thread(self._load, shape, directory)
-        self._loaded[shape] = template
+            template = await self._load(shape, directory)
         log.info("a template of %s is ready after %.1f s", shape, time.monotonic() - began)
-        self._forget_least_used(template)
+        await asyncio.to_thread(self._bound_disk, directory.name)
         return template
 
-    def _load(self, shape: Shape, directory: Path) -> Template:
-        """Verified, in a memfd that can be neither written nor resized. Raises `DriverError`; what is not whole goes."""
-        about = json.loads((directory / "template.json").read_text())
+    async def _load(self, shape: Shape, directory: Path) -> Template:
+        """Into memory; others go for it that were not used for longer. Raises `DriverError`."""
+        self._tell("verifying what was saved")
+        size = _allocated(directory / "memory")
+        if size > self._most:
+            raise DriverError(
+                f"it takes {size >> 20} MiB of memory, and all templates {self._most >> 20} at most (setting warm_max_mib)"
+            )
+        loaded = {one.directory.name: one for one in self._loaded.values()}
+        sizes = [(name, one.bytes, one.used) for name, one in loaded.items()]
+        for name in rules.surplus(sizes, self._most - size):
+            self._unload(loaded[name])
+        if _available() - size < LEAST_AVAILABLE:
+            raise DriverError(f"the server has too little memory available for it ({size >> 20} MiB)")
+        template = await asyncio.to_thread(self._read, shape, directory)
+        self._loaded[shape] = template
+        return template
+
+    def _read(self, shape: Shape, directory: Path) -> Template:
+        """Verified, in a memfd that can be neither written nor resized. Raises `DamagedError`; what is not whole goes."""
         descriptor = os.memfd_create("haneul-template", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
+            about = json.loads(_about(directory).read_text())
+            used = _about(directory).stat().st_mtime
             digests = {"memory": _copy_memory(directory / "memory", descriptor)}
             digests |= {name: _digest(directory / name) for name in ("state", "disk.qcow2")}
             if digests != about["digests"]:
-                raise DriverError(f"the template in {directory} is damaged")
+                raise DamagedError(f"the template in {directory} is damaged")
             seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        except (DriverError, OSError, KeyError):
+        except (DamagedError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
             os.close(descriptor)
             shutil.rmtree(directory, ignore_errors=True)
+            raise DamagedError(f"the template in {directory} is damaged") from error
+        except BaseException:
+            os.close(descriptor)
             raise
-        return Template(shape, directory, descriptor, time.time())
+        return Template(shape, directory, descriptor, used)
+
+    def _unload(self, template: Template) -> None:
+        """From memory; it stays saved. What clones have mapped is theirs until they end, and counts to them."""
+        self._loaded.pop(template.shape, None)
 
     def _drop(self, template: Template) -> None:
-        self._loaded.pop(template.shape, None)
-        template.close()
+        self._unload(template)
         shutil.rmtree(template.directory, ignore_errors=True)
 
-    def _forget_least_used(self, kept: Template) -> None:
-        while sum(one.bytes for one in self._loaded.values()) > self._most:
-            others = [one for one in self._loaded.values() if one is not kept]
-            if not others:
-                return
-            self._drop(min(others, key=lambda one: one.used))
+    def _in_memory(self) -> int:
+        return sum(one.bytes for one in list(self._loaded.values()))
+
+    # --- on disk --------------------------------------------------------------------------------------------
+
+    def _folders(self) -> Iterator[Path]:
+        if self.directory.is_dir():
+            yield from (one for one in self.directory.iterdir() if not one.name.startswith("."))
+
+    def _saved(self) -> Iterator[Saved]:
+        return (found for one in self._folders() if (found := _saved(one)) is not None)
+
+    def _fits(self, shape: Shape, directory: Path) -> bool:
+        """Whether the folder is a template of what there is now: of this very image, and this QEMU."""
+        return not self.why_not(shape.image) and directory.name == self._key_or_none(shape)
+
+    def _remove_unused(self) -> None:
+        for directory in list(self._folders()):
+            saved = _saved(directory)
+            if saved is None or not self._fits(saved.shape, directory):
+                log.info("a template that nothing uses is removed: %s", saved.shape if saved else directory.name)
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _bound_disk(self, kept: str) -> None:
+        """`kept` was made just now."""
+        found = {one.directory.name: one for one in self._saved()}
+        sizes = [(name, one.disk, time.time() if name == kept else one.used) for name, one in found.items()]
+        for name in rules.surplus(sizes, DISK_FACTOR * self._most):
+            if name != kept:
+                self._loaded.pop(found[name].shape, None)
+                shutil.rmtree(found[name].directory, ignore_errors=True)
 
     # --- what they are made of ----------------------------------------------------------------------------
 
     def _key(self, shape: Shape) -> str:
         """Changes with all that a saved machine depends on."""
-        disk = (self._images / shape.image / "disk.qcow2").stat()
+        image = self._images / shape.image
+        disk, about = (image / "disk.qcow2").stat(), (image / "image.json").read_text()
         machine = qemu_command.command(
             _spec(shape), Places(Path("/")), {"template": Path("/disk")}, {"template": 0}, shape.accelerator,
             warm=Warm("/memory", 0, shared=True),
         )  # fmt: skip
-        parts = [LAYOUT, shape.image, disk.st_ino, disk.st_mtime_ns, disk.st_size, _qemu_version(), machine]
+        which = [shape.image, disk.st_ino, disk.st_mtime_ns, disk.st_size, about]
+        parts = [LAYOUT, self._protocol, *which, _qemu_version(), machine]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
-    def _sweep(self) -> None:
+    def _key_or_none(self, shape: Shape) -> str | None:
+        try:
+            return self._key(shape)
+        except OSError:
+            return None  # there is no such image
+
+    def _tell(self, phase: str) -> None:
+        self._phase = phase
+        self.say(phase)
+
+    def _remove_unfinished(self) -> None:
         """What a killed haneul left of its making. Its machine is killed too."""
         for left in self.directory.glob(".making-*"):
             for pid in locks.holders(left / "lock"):
@@ -213,86 +455,28 @@ class Templates:
             shutil.rmtree(left, ignore_errors=True)
 
     async def _make(self, shape: Shape, directory: Path) -> None:
+        began = time.monotonic()
         places = Places(self.directory / f".making-{directory.name}")
         shutil.rmtree(places.directory, ignore_errors=True)
-        places.run.mkdir(mode=0o700, parents=True)
-        self.directory.chmod(0o711)
-        places.directory.chmod(0o711)
+        places.directory.mkdir(mode=0o711, parents=True)
+        for path in (self.directory, places.directory):
+            path.chmod(0o711)
+        server = self._server
+        making = Making(
+            _spec(shape), places, self._images / shape.image, server.uid, shape.accelerator, self._protocol, server.tap, self._tell
+        )  # fmt: skip
         try:
-            await asyncio.to_thread(self._prepare, shape, places)
-            await self._boot_and_save(shape, places)
-            await asyncio.to_thread(self._finish, shape, places, directory)
+            await template_machine.make(making)
+            await asyncio.to_thread(self._finish, shape, places, directory, time.monotonic() - began)
         finally:
-            await locks.kill(places.lock)
             shutil.rmtree(places.directory, ignore_errors=True)
 
-    def _prepare(self, shape: Shape, places: Places) -> None:
-        base = (self._images / shape.image / "disk.qcow2").absolute()
-        disk, memory = places.run / "disk.qcow2", places.run / "memory"
-        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(disk)]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-        with memory.open("wb") as file:
-            file.truncate(shape.memory_mib << 20)
-        for path in (places.run, disk, memory):
-            os.chown(path, self._uid, self._uid)
-
-    async def _boot_and_save(self, shape: Shape, places: Places) -> None:
-        here, there = socket.socketpair()
-        here.setblocking(False)
-        tap = await asyncio.to_thread(self._tap)
-        try:
-            process = self._spawn(shape, places, tap, there.fileno())
-        finally:
-            os.close(tap)
-            there.close()
-        with here:
-            try:
-                await _until_waiting(here)
-                await asyncio.sleep(SETTLE_SECONDS)
-                await _save(places)
-            except TimeoutError:
-                raise DriverError("the guest's resume unit did not wait in time") from None
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-
-    def _spawn(self, shape: Shape, places: Places, tap: int, resume: int) -> subprocess.Popen[bytes]:
-        image = self._images / shape.image
-        arguments = (image / "cmdline").read_text().strip() + " haneul.template"
-        kernel = Kernel(image / "vmlinuz", image / "initrd", arguments)
-        words = qemu_command.command(
-            _spec(shape), places, {"template": places.run / "disk.qcow2"}, {"template": tap}, shape.accelerator, kernel,
-            Warm(str(places.run / "memory"), resume, shared=True),
-        )  # fmt: skip
-        groups = [os.stat("/dev/kvm").st_gid] if shape.accelerator == "kvm" else []
-        lock = locks.take(places.lock)
-        if lock is None:
-            raise DriverError("this template is being made already")
-        try:
-            return subprocess.Popen(
-                # What waits for a launch comes first. It ends with haneul; the signal is asked for by its own uid, or is forgotten.
-                ["nice", "-n", "10", *confined(self._uid, groups, ["setpriv", "--pdeathsig", "KILL", "--", *words])],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=(lock, tap, resume), start_new_session=True, cwd="/", env={"PATH": "/usr/bin:/bin"},
-            )  # fmt: skip
-        finally:
-            os.close(lock)
-
-    def _finish(self, shape: Shape, places: Places, directory: Path) -> None:
-        """Root's from now on, with what each file has to be."""
-        digests: dict[str, str] = {}
-        for name in ("memory", "state", "disk.qcow2"):
-            path = places.run / name
-            os.chown(path, 0, 0, follow_symlinks=False)
-            path.chmod(0o600)
-            digests[name] = _memory_digest(path) if name == "memory" else _digest(path)
-        shape_text = {"image": shape.image, "vcpus": shape.vcpus, "memory_mib": shape.memory_mib}
-        about = {"layout": LAYOUT, "made": time.time(), "digests": digests, **shape_text}
-        for path in (places.console_log, places.qmp, places.console):
-            path.unlink(missing_ok=True)
-        (places.run / "template.json").write_text(json.dumps(about, indent=2) + "\n")
-        os.chown(places.run, 0, 0)
+    def _finish(self, shape: Shape, places: Places, directory: Path, seconds: float) -> None:
+        """With what each file has to be, and under its name: whole, or not at all."""
+        digests = {"memory": _memory_digest(places.run / "memory")}
+        digests |= {name: _digest(places.run / name) for name in ("state", "disk.qcow2")}
+        about = {"layout": LAYOUT, "made": time.time(), "seconds": seconds, "digests": digests, "shape": asdict(shape)}
+        _about(places.run).write_text(json.dumps(about, indent=2) + "\n")
         shutil.rmtree(directory, ignore_errors=True)
         places.run.rename(directory)
 
@@ -301,57 +485,50 @@ def _spec(shape: Shape) -> MachineSpec:
     """The machine of a template: nobody's."""
     return MachineSpec(
         instance_id="template", power="running", boot_count=1, force=False, stop_seconds=0, vcpus=shape.vcpus,
-        memory_mib=shape.memory_mib, image=shape.image, instance_type="template", generation="hvm",
+        memory_mib=shape.memory_mib, image=shape.image, instance_type=shape.instance_type, generation="hvm",
         uuid="ec2e1e16-0000-4000-8000-000000000000", disks=(DiskSpec("template", shape.image, 1, "/dev/xvda"),),
         nics=(NicSpec("template", "", "", NO_MAC, ""),),
     )  # fmt: skip
 
 
-async def _until_waiting(port: socket.socket) -> None:
-    loop, said = asyncio.get_running_loop(), b""
-    async with asyncio.timeout(BOOT_SECONDS):
-        while b"waiting 1\n" not in said.replace(b"\r", b""):
-            some = await loop.sock_recv(port, 4096)
-            if not some:
-                raise DriverError("QEMU ended before the guest's resume unit waited")
-            said = (said + some)[-4096:]
+def _is_of(report: TemplateReport, shape: Shape) -> bool:
+    return (report.image, report.instance_type, report.accelerator) == (
+        shape.image,
+        shape.instance_type,
+        shape.accelerator,
+    )
 
 
-async def _save(places: Places) -> None:
-    """Stop the machine and write its devices' state; its memory is in its file already.
+def _report(shape: Shape, state: State) -> TemplateReport:
+    return TemplateReport(**asdict(shape), state=state)
 
-    QEMU writes to a socket: uvloop cannot hand a descriptor over, and QEMU writes to no descriptor that it has inherited.
-    """
-    received = asyncio.get_running_loop().create_future()
 
-    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        received.set_result(await _all(reader, MOST_STATE))
-        writer.close()
+def _about(directory: Path) -> Path:
+    """What a template says of itself. When it was changed last is when the template was used last."""
+    return directory / "template.json"
 
-    door = places.run / "state.sock"
-    server = await asyncio.start_unix_server(receive, str(door))
+
+def _saved(directory: Path) -> Saved | None:
+    """None if that is no template, or one of an older haneul."""
     try:
-        door.chmod(0o777)  # in a folder that only root and the machine enter
-        async with asyncio.timeout(SAVE_SECONDS), qmp.connected(places.qmp) as client:
-            await client.execute("stop")
-            await client.execute("migrate-set-capabilities", qmp.IGNORE_SHARED)
-            await client.execute("migrate", {"uri": f"unix:{door}"})
-            await qmp.until_migrated(client)
-            state: bytes = await received
-            await client.execute("quit")
-    finally:
-        server.close()
-        door.unlink(missing_ok=True)
-    if len(state) >= MOST_STATE:
-        raise DriverError("the state of the devices is too large for a template")
-    (places.run / "state").write_bytes(state)
+        about = json.loads(_about(directory).read_text())
+        return Saved(
+            directory, Shape(**about["shape"]), float(about["made"]), float(about["seconds"]), _about(directory).stat().st_mtime,
+            _allocated(directory / "memory"), sum(_allocated(one) for one in directory.iterdir()),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-async def _all(reader: asyncio.StreamReader, most: int) -> bytes:
-    found = b""
-    while len(found) < most and (some := await reader.read(most - len(found))):
-        found += some
-    return found
+def _allocated(path: Path) -> int:
+    """What a file takes: the memory of a machine is mostly holes."""
+    return path.stat().st_blocks * 512
+
+
+def _available() -> int:
+    """Memory that the server could give without swapping (proc(5), /proc/meminfo)."""
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 
 
 def _qemu_version() -> str:

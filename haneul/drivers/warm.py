@@ -12,7 +12,7 @@ import time
 import uuid
 from pathlib import Path
 
-from haneul.drivers import qmp
+from haneul.drivers import host_keys, qmp
 from haneul.drivers.engine import Resume
 from haneul.drivers.interface import DriverError
 from haneul.model.assignment import MachineSpec
@@ -33,7 +33,7 @@ def told(spec: MachineSpec, machine_id: str, boot_id: str, seed: bytes) -> str:
         ("instance", spec.instance_id), ("hostname", who.hostname), ("domain", who.domain), ("machine-id", machine_id),
         ("boot-id", boot_id), ("mac", nic.mac), ("address", nic.address), ("prefix", str(who.prefix)),
         ("gateway", who.gateway), ("dns", who.resolver), ("mtu", "1500"), ("seed", seed.hex()), ("user-data", str(int(who.user_data))),
-        *(("key", " ".join(key.split())) for key in who.keys),
+        *(("key", " ".join(key.split())) for key in who.keys), *([] if who.user_data else host_keys.lines()),
     ]  # fmt: skip
     return "".join(f"{key} {value}\n" for key, value in lines)
 
@@ -66,9 +66,10 @@ async def go_on(spec: MachineSpec, resume: Resume) -> None:
         loaded = time.monotonic()
         await _send(port, told(spec, machine_id, boot_id, secrets.token_bytes(SEED)))
         await client.execute("cont")
-        now = time.time_ns()
-        await _send(port, f"time {now // 10**9}.{now % 10**9:09d}\nend\n")
-        found = answered(await _line(port))
+        await _send(port, _time() + "end\n")
+        while (line := await _line(port)) == "time?":
+            await _send(port, _time())
+        found = answered(line)
     assert spec.identity is not None
     wanted = {
         "hostname": spec.identity.hostname,
@@ -81,8 +82,8 @@ async def go_on(spec: MachineSpec, resume: Resume) -> None:
         raise DriverError(f"the guest is not what it was told: {', '.join(wrong)}")
     done = time.monotonic()
     log.info(
-        "%s goes on from a template: started %.3f s, loaded %.3f s, answered %.3f s",
-        spec.instance_id, started - began, loaded - started, done - loaded,
+        "%s goes on from a template: started %.3f s, loaded %.3f s, answered %.3f s, of these in the guest (us) %s",
+        spec.instance_id, started - began, loaded - started, done - loaded, found.get("spent", "?"),
     )  # fmt: skip
 
 
@@ -94,6 +95,11 @@ def _flush(disk: Path) -> None:
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _time() -> str:
+    now = time.time_ns()
+    return f"time {now // 10**9}.{now % 10**9:09d}\n"
 
 
 async def _send(port: socket.socket, text: str) -> None:

@@ -287,15 +287,16 @@ def _cpio_entry(name: str, mode: int, content: bytes, number: int, device: tuple
     return head + b"\0" * (-len(head) % 4) + content + b"\0" * (-len(content) % 4)
 
 
-def compile_resume(work: Path) -> bytes:
+def install_resume(program: Path, work: Path) -> None:
     """The resume unit's program, static. Its compiler is not part of the image."""
     tree = fresh(work / "compiler")
     bootstrap(tree, "extract", ["gcc", "libc6-dev", "libc-bin"])
     write(tree / "resume.c", resume.source())
     in_tree(tree, ["/usr/bin/gcc", "-O2", "-static", "-s", "-o", "/resume", "/resume.c"])
-    made = (tree / "resume").read_bytes()
+    program.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tree / "resume", program)
+    program.chmod(0o755)
     shutil.rmtree(tree)
-    return made
 
 
 def small_initrd(busybox: Path, modules: Path) -> bytes:
@@ -485,7 +486,8 @@ mount -o remount,ro / 2>/dev/null
 # Called by udhcpc with what the DHCP server said.
 case $1 in
 deconfig)
-    ip address flush dev "$interface" scope global
+    # A clone of a template has the address already that it is about to ask for.
+    [ -e /run/haneul/instance-id ] || ip address flush dev "$interface" scope global
     ip link set "$interface" up
     ;;
 bound | renew)
@@ -689,9 +691,7 @@ def _build_tiny(work: Path, output: Path, say: Say, kernel_package: str) -> None
     in_tree(parts, ["/sbin/depmod", release])
     say("putting the system together")
     tiny_tree(tree, parts)
-    program = tree / "lib/haneul/resume"
-    program.write_bytes(compile_resume(work))
-    program.chmod(0o755)
+    install_resume(tree / "lib/haneul/resume", work)
     tiny_modules(tree, parts, release)
     root = str(uuid.uuid4())
     cmdline = f"root=UUID={root} rw console=tty0 console=ttyS0,115200 loglevel=5 panic=5"
@@ -899,9 +899,9 @@ def debian_packages(tree: Path, early: Path, more: Sequence[str]) -> None:
 
 def debian_settings(tree: Path, root: str, release: str) -> None:
     """Make the installed system an image: settings, units, boot configuration, nothing that is an identity."""
-    for path, text in DEBIAN_FILES.items():
+    for path, text in (DEBIAN_FILES | resume.DEBIAN_FILES).items():
         write(tree / path, text)
-    for path, text in DEBIAN_SCRIPTS.items():
+    for path, text in (DEBIAN_SCRIPTS | resume.DEBIAN_SCRIPTS).items():
         write(tree / path, text, 0o755)
     write(tree / "etc/fstab", f"UUID={root} / ext4 rw,discard,errors=remount-ro 0 1\n")
     modules = cloud_init_modules((tree / "etc/cloud/cloud.cfg").read_text())
@@ -912,7 +912,7 @@ def debian_settings(tree: Path, root: str, release: str) -> None:
         for module in (tree / "usr/lib/grub/i386-pc").glob(pattern):
             shutil.copyfile(module, tree / "boot/grub/i386-pc" / module.name)
     write(tree / "boot/grub/grub.cfg", DEBIAN_GRUB.format(release=release, root=root, arguments=DEBIAN_ARGUMENTS))
-    in_tree(tree, ["systemctl", "--quiet", "enable", *DEBIAN_ENABLED_UNITS])
+    in_tree(tree, ["systemctl", "--quiet", "enable", *DEBIAN_ENABLED_UNITS, *resume.DEBIAN_UNITS])
     in_tree(tree, ["systemctl", "--quiet", "disable", *DEBIAN_DISABLED_UNITS])
     for pattern in DEBIAN_REMOVED:
         for left in tree.glob(pattern):
@@ -944,6 +944,7 @@ def debian_image(
     release = kernel_release(tree)
     root = str(uuid.uuid4())
     say("setting it up as an image")
+    install_resume(tree / "usr/lib/haneul/resume", work)
     if add is not None:
         add(tree)
     debian_settings(tree, root, release)

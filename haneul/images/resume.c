@@ -4,14 +4,19 @@
  * warm launch goes on from there: the server writes who the instance is, this program makes it so and answers. It is static,
  * and nothing is started on the way: under emulation a process costs tens of milliseconds.
  *
- * Protocol, in lines: here -> server "waiting 1"; server -> here "KEY VALUE" lines and "end"; here -> server "resumed KEY=VALUE ..."
- * with what the kernel now says, or "failed TEXT". Afterwards the program AFTER of the command line takes this one's place.
+ * Protocol, in lines: here -> server "waiting 2"; server -> here "KEY VALUE" lines and "end"; any number of times here -> server "time?"
+ * and back "time SECONDS.NANOSECONDS"; here -> server "resumed KEY=VALUE ..." with what the kernel now says, or "failed TEXT".
+ *Afterwards the program AFTER of the command line takes this one's place.
  *
- * Usage: haneul-resume PORT INTERFACE USER AFTER
- * Sources: random(4) (RNDADDENTROPY, RNDRESEEDCRNG), netdevice(7), rtnetlink(7), machine-id(5), clock_settime(2).
+ * What must not run in a template, yet shall run at once in a clone, is held: `hold` is there before it in its own service, and
+ * waits as long as there is the flag /run/haneul/template; it is let go by this program, or by `release`.
+ *
+ * Usage: resume PORT INTERFACE USER AFTER | resume hold [PROGRAM WORDS...] | resume release
+ * Sources: random(4) (RNDADDENTROPY, RNDRESEEDCRNG), netdevice(7), rtnetlink(7), machine-id(5), clock_settime(2), fifo(7).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/random.h>
@@ -33,14 +38,23 @@
 
 #define MOST_KEYS 64
 #define SEED 512
+#define MOST_HOST_KEYS 4
+#define CLOCK_ROUNDS 6
+#define CLOCK_GOOD 4000000 /* ns: then it is at most 2 ms wrong */
+/* That of the routes of systemd-networkd's DHCP client: it replaces this one by its own. */
+#define METRIC 1024
+#define FLAG "/run/haneul/template"
+#define DOOR "/run/haneul/hold"
 
 struct identity {
     char instance[64], hostname[256], machine_id[33], boot_id[64], mac[18], address[16], gateway[16], dns[16], domain[256];
     char *keys[MOST_KEYS];
-    int key_count, prefix, mtu, user_data;
+    struct host_key {
+        char type[16], *private, *public;
+    } host_keys[MOST_HOST_KEYS];
+    int key_count, host_key_count, prefix, mtu, user_data;
     unsigned char seed[SEED];
     size_t seed_length;
-    struct timespec time;
 };
 
 static FILE *server, *port; /* from the server, and to it */
@@ -79,6 +93,55 @@ static void copy(char *to, size_t size, const char *value) {
     strcpy(to, value);
 }
 
+#define SECOND 1000000000LL
+
+static long long now(clockid_t clock) {
+    struct timespec time;
+    clock_gettime(clock, &time);
+    return time.tv_sec * SECOND + time.tv_nsec;
+}
+
+/* Where the time goes, in microseconds since the mark before: the first is the server's first word. */
+static char spent[256];
+
+static void mark(const char *what) {
+    static long long last;
+    long long here = now(CLOCK_MONOTONIC);
+    size_t used = strlen(spent);
+    if (last) snprintf(spent + used, sizeof spent - used, "%s%s:%lld", used ? "," : "", what, (here - last) / 1000);
+    last = here;
+}
+
+/* `age`: how long ago, in ns, `text` was right. */
+static void set_clock(const char *text, long long age) {
+    long long seconds = 0, nanoseconds = 0;
+    sscanf(text, "%lld.%9lld", &seconds, &nanoseconds);
+    long long right = seconds * SECOND + nanoseconds + age;
+    struct timespec time = {.tv_sec = right / SECOND, .tv_nsec = right % SECOND};
+    if (clock_settime(CLOCK_REALTIME, &time)) fail("the clock");
+}
+
+/* Ask a few times, and believe the quickest answer: it was right half the way ago, give or take that half. */
+static void ask_time(void) {
+    char *line = NULL;
+    size_t size = 0;
+    long long best = SECOND;
+    for (int round = 0; round < CLOCK_ROUNDS && best > CLOCK_GOOD; round++) {
+        long long asked = now(CLOCK_MONOTONIC);
+        fputs("time?\n", port);
+        fflush(port);
+        if (getline(&line, &size, server) <= 0) exit(1);
+        long long took = now(CLOCK_MONOTONIC) - asked;
+        if (took < best && strncmp(line, "time ", 5) == 0) {
+            best = took;
+            set_clock(line + 5, took / 2);
+        }
+    }
+    free(line);
+}
+
+static void take_host_key(struct identity *who, const char *value);
+
 static void take(struct identity *who, const char *key, const char *value) {
 #define TEXT(name, field) \
     if (strcmp(key, name) == 0) copy(who->field, sizeof who->field, value)
@@ -95,16 +158,24 @@ static void take(struct identity *who, const char *key, const char *value) {
     if (strcmp(key, "user-data") == 0) who->user_data = atoi(value);
     if (strcmp(key, "mtu") == 0) who->mtu = atoi(value);
     if (strcmp(key, "seed") == 0) who->seed_length = from_hex(value, who->seed, SEED);
-    if (strcmp(key, "time") == 0) {
-        long long seconds = 0;
-        long nanoseconds = 0;
-        sscanf(value, "%lld.%9ld", &seconds, &nanoseconds);
-        who->time.tv_sec = seconds;
-        who->time.tv_nsec = nanoseconds;
-        /* At once: what follows takes time. */
-        if (clock_settime(CLOCK_REALTIME, &who->time)) fail("the clock");
-    }
+    /* At once: files are dated by it. */
+    if (strcmp(key, "time") == 0) set_clock(value, 0);
+    if (strcmp(key, "host-key") == 0) take_host_key(who, value);
     if (strcmp(key, "key") == 0 && who->key_count < MOST_KEYS) who->keys[who->key_count++] = strdup(value);
+}
+
+/* TYPE PRIVATE PUBLIC: the text of the private key's file in hexadecimal digits, and the public one's line. */
+static void take_host_key(struct identity *who, const char *value) {
+    if (who->host_key_count == MOST_HOST_KEYS) return;
+    struct host_key *key = &who->host_keys[who->host_key_count];
+    char *copied = strdup(value), *rest = NULL;
+    const char *type = strtok_r(copied, " ", &rest), *private = strtok_r(NULL, " ", &rest);
+    if (!private || strspn(type, "abcdefghijklmnopqrstuvwxyz0123456789") != strlen(type)) return;
+    copy(key->type, sizeof key->type, type);
+    key->private = calloc(1, strlen(private) / 2 + 1);
+    from_hex(private, (unsigned char *)key->private, strlen(private) / 2);
+    key->public = rest;
+    who->host_key_count++;
 }
 
 static void listen_to_server(struct identity *who) {
@@ -112,6 +183,7 @@ static void listen_to_server(struct identity *who) {
     size_t size = 0;
     ssize_t length;
     while ((length = getline(&line, &size, server)) > 0) {
+        if (strncmp(line, "instance ", 9) == 0) mark("");
         line[strcspn(line, "\n")] = 0;
         if (strcmp(line, "end") == 0) {
             free(line);
@@ -124,6 +196,46 @@ static void listen_to_server(struct identity *who) {
         }
     }
     exit(1); /* nobody is there: this is no warm launch */
+}
+
+/* --- network cards ---------------------------------------------------------------------------------------------------- */
+
+#define CARDS "/sys/bus/virtio/drivers/virtio_net"
+#define SLOTS "/sys/bus/pci/drivers/virtio-pci"
+#define MOST_CARDS 8
+static char slots[MOST_CARDS][32];
+static int slot_count;
+
+static void tell_driver(const char *what, const char *slot) {
+    int file = open(what, O_WRONLY | O_CLOEXEC);
+    if (file >= 0 && write(file, slot, strlen(slot)) < 0) perror(slot);
+    if (file >= 0) close(file);
+}
+
+/* Where on the PCI bus a card is: /sys/bus/virtio/drivers/virtio_net/virtio3 -> ../../../../devices/pci0000:00/0000:00:04.0/virtio3 */
+static void add_slot(const char *card) {
+    char path[512], target[512];
+    snprintf(path, sizeof path, CARDS "/%s", card);
+    ssize_t length = readlink(path, target, sizeof target - 1);
+    if (length < 0) return;
+    target[length] = 0;
+    *strrchr(target, '/') = 0;
+    const char *slot = strrchr(target, '/');
+    if (slot && strlen(slot + 1) < sizeof slots[0]) strcpy(slots[slot_count++], slot + 1);
+}
+
+/* A card without its driver is nobody's. Given to it again, it is reset, and has the clone's own address, also as its permanent one. */
+static void let_go_of_cards(void) {
+    DIR *driver = opendir(CARDS);
+    struct dirent *entry;
+    while (driver && (entry = readdir(driver)) && slot_count < MOST_CARDS)
+        if (strncmp(entry->d_name, "virtio", 6) == 0) add_slot(entry->d_name);
+    if (driver) closedir(driver);
+    for (int index = 0; index < slot_count; index++) tell_driver(SLOTS "/unbind", slots[index]);
+}
+
+static void take_cards(void) {
+    for (int index = 0; index < slot_count; index++) tell_driver(SLOTS "/bind", slots[index]);
 }
 
 /* --- making it so ------------------------------------------------------------------------------------------------------ */
@@ -171,9 +283,11 @@ static void address_machine(const struct identity *who, const char *interface) {
     copy(request.ifr_name, sizeof request.ifr_name, interface);
     unsigned char mac[6];
     if (sscanf(who->mac, "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", mac, mac + 1, mac + 2, mac + 3, mac + 4, mac + 5) != 6) fail("the MAC");
-    request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
-    memcpy(request.ifr_hwaddr.sa_data, mac, 6);
-    if (ioctl(control, SIOCSIFHWADDR, &request)) fail("the MAC");
+    if (ioctl(control, SIOCGIFHWADDR, &request)) fail("the interface");
+    if (memcmp(request.ifr_hwaddr.sa_data, mac, 6)) {
+        errno = EADDRNOTAVAIL;
+        fail("the MAC");
+    }
     request.ifr_mtu = who->mtu;
     if (who->mtu && ioctl(control, SIOCSIFMTU, &request)) fail("the MTU");
     struct sockaddr_in own = internet(who->address), mask = {.sin_family = AF_INET};
@@ -190,6 +304,7 @@ static void address_machine(const struct identity *who, const char *interface) {
     memcpy(&route.rt_gateway, &gateway, sizeof gateway);
     memcpy(&route.rt_dst, &any, sizeof any);
     memcpy(&route.rt_genmask, &any, sizeof any);
+    route.rt_metric = METRIC + 1; /* as the kernel counts here */
     if (ioctl(control, SIOCADDRT, &route) && errno != EEXIST) fail("the route");
     close(control);
 }
@@ -211,6 +326,40 @@ static void let_in(const struct identity *who, const char *user) {
     if (fchown(fileno(file), account->pw_uid, account->pw_gid) || fclose(file)) fail("%s", path);
 }
 
+/* So that an SSH server can start at once. One that has other keys (dropbear) makes its own. */
+static void give_host_keys(const struct identity *who) {
+    char path[128], text[1024];
+    for (int index = 0; index < who->host_key_count; index++) {
+        const struct host_key *key = &who->host_keys[index];
+        snprintf(path, sizeof path, "/etc/ssh/ssh_host_%s_key", key->type);
+        put(path, key->private, 0600);
+        strcat(path, ".pub");
+        snprintf(text, sizeof text, "%s root@%s\n", key->public, who->hostname);
+        put(path, text, 0644);
+    }
+}
+
+/* --- what waits ------------------------------------------------------------------------------------------------------- */
+
+static void release(void) {
+    unlink(FLAG);
+    int door = open(DOOR, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    if (door >= 0) close(door);
+}
+
+static int hold(char **words) {
+    if (access(FLAG, F_OK) == 0 && (mkfifo(DOOR, 0600) == 0 || errno == EEXIST)) {
+        /* Opening it waits for the one who opens it for writing. */
+        int door = open(DOOR, O_RDONLY | O_CLOEXEC);
+        if (door >= 0) close(door);
+        return 0; /* what it would run, a template has run already */
+    }
+    if (!words[0]) return 0;
+    execv(words[0], words);
+    perror(words[0]);
+    return 1;
+}
+
 /* What the kernel and the files say now, not what was asked for. */
 static void answer(const char *interface) {
     char hostname[256] = "", machine_id[64] = "", boot_id[64] = "", address[16] = "";
@@ -229,14 +378,19 @@ static void answer(const char *interface) {
     close(control);
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    fprintf(port, "resumed hostname=%s machine-id=%s boot-id=%s address=%s time=%lld.%09ld\n", hostname, machine_id, boot_id,
-            address, (long long)now.tv_sec, now.tv_nsec);
+    fprintf(port, "resumed hostname=%s machine-id=%s boot-id=%s address=%s time=%lld.%09ld spent=%s\n", hostname, machine_id,
+            boot_id, address, (long long)now.tv_sec, now.tv_nsec, spent);
     fflush(port);
 }
 
 int main(int count, char **words) {
+    if (count >= 2 && strcmp(words[1], "hold") == 0) return hold(words + 2);
+    if (count == 2 && strcmp(words[1], "release") == 0) {
+        release();
+        return 0;
+    }
     if (count != 5) {
-        fputs("usage: haneul-resume PORT INTERFACE USER AFTER\n", stderr);
+        fputs("usage: resume PORT INTERFACE USER AFTER | hold [PROGRAM WORDS...] | release\n", stderr);
         return 2;
     }
     /* A port can be opened only once. */
@@ -252,16 +406,28 @@ int main(int count, char **words) {
         perror(words[1]);
         return 1;
     }
-    fputs("waiting 1\n", port);
+    let_go_of_cards();
+    fputs("waiting 2\n", port);
     fflush(port);
     static struct identity who;
     listen_to_server(&who);
+    mark("hear");
     reseed(&who);
+    mark("random");
+    take_cards();
+    mark("card");
     name_machine(&who);
+    mark("name");
     address_machine(&who, words[2]);
+    mark("address");
     /* User data may want other users than the image's: then cloud-init makes them. */
     if (!who.user_data || strcmp(words[3], "root") == 0) let_in(&who, words[3]);
+    if (!who.user_data && access("/etc/ssh/sshd_config", F_OK) == 0) give_host_keys(&who);
+    mark("keys");
+    ask_time();
+    mark("clock");
     answer(words[2]);
+    if (!who.user_data) release();
     execl(words[4], words[4], who.instance, (char *)NULL);
     perror(words[4]);
     return 1;

@@ -2,7 +2,7 @@
 
 A machine that is booted to be a template has `haneul.template` on its kernel's command line. Its guest boots as far as nothing of one
 instance matters: no network, no SSH server. Then the unit waits. What it was kept from, a clone does after it has answered, in
-the background. `tiny` has it; Debian's images, where cloud-init's stages have to wait too, do not yet.
+the background.
 """
 
 from __future__ import annotations
@@ -10,13 +10,158 @@ from __future__ import annotations
 from pathlib import Path
 
 #: Of the words between the server and the unit (`resume.c`); image.json has it as `resume`.
-PROTOCOL = 1
+PROTOCOL = 2
 
 TINY_SCRIPTS = {
     "lib/haneul/resumed": """\
 #!/bin/sh
 # The instance has answered; the rest is what a boot does anyway.
 exec /lib/haneul/boot resumed
+""",
+}
+
+
+FLAG = "/run/haneul/template"
+_PROGRAM = "/usr/lib/haneul/resume"
+
+#: What is not there yet in a template, and is started in its clone: whatever would ask for an address, make an identity or
+#: show one.
+_AFTERWARDS = (
+    "cloud-init-local.service", "cloud-init.service", "cloud-config.service", "cloud-final.service",
+    "systemd-networkd.service", "systemd-networkd.socket", "systemd-networkd-wait-online.service",
+    "systemd-timesyncd.service", "getty@.service", "serial-getty@.service",
+)  # fmt: skip
+
+#: What the image's user may, until cloud-init has said the same.
+_SUDO = "/etc/sudoers.d/90-haneul-resumed"
+
+#: In a boot targets keep this order. In a clone they have been reached already.
+_ORDER = {
+    "cloud-config.service": "After=cloud-init.service\n",
+    "systemd-networkd.service": "After=cloud-init-local.service\n",
+}
+
+DEBIAN_UNITS = ("haneul-template.service", "haneul-resume.service")
+
+DEBIAN_FILES = {
+    **{
+        f"etc/systemd/system/{unit}.d/haneul.conf": f"[Unit]\nConditionPathExists=!{FLAG}\n{_ORDER.get(unit, '')}"
+        for unit in _AFTERWARDS
+    },
+    # Who logs in comes before what goes on in the background.
+    **{
+        f"etc/systemd/system/{unit}.d/haneul-weight.conf": "[Service]\nCPUWeight=20\n"
+        for unit in _AFTERWARDS
+        if unit.startswith("cloud-")
+    },
+    # sshd is started by systemd in the template up to here, and goes on as soon as its host keys are there.
+    "etc/systemd/system/ssh.service.d/haneul.conf": f"""\
+[Service]
+ExecStartPre=
+ExecStartPre={_PROGRAM} hold /usr/sbin/sshd -t
+""",
+    "etc/systemd/system/haneul-template.service": f"""\
+[Unit]
+Description=This boot is that of a template
+DefaultDependencies=no
+ConditionKernelCommandLine=haneul.template
+After=systemd-remount-fs.service
+Before=cloud-init-local.service systemd-networkd.socket systemd-timesyncd.service sysinit.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/mkdir -p /run/haneul
+ExecStart=/bin/touch {FLAG}
+
+[Install]
+WantedBy=sysinit.target
+""",
+    "etc/systemd/system/haneul-resume.service": f"""\
+[Unit]
+Description=Become an instance of its own
+ConditionPathExists={FLAG}
+After=getty.target dbus.service systemd-logind.service systemd-resolved.service systemd-user-sessions.service
+
+[Service]
+Type=simple
+ExecStartPre=/usr/lib/haneul/prepare
+ExecStart={_PROGRAM} /dev/ttyS1 eth0 admin /usr/lib/haneul/resumed
+TimeoutStartSec=600
+KillMode=process
+
+[Install]
+WantedBy=multi-user.target
+""",
+}
+
+DEBIAN_SCRIPTS = {
+    # What an instance needs at once is read from the disk now, and nothing that is made on the way stays.
+    "usr/lib/haneul/prepare": f"""\
+#!/bin/sh
+export LC_ALL=C.UTF-8
+/usr/bin/python3 /usr/lib/haneul/default-user
+until [ -p /run/haneul/hold ]; do sleep 0.2; done
+# Waiting for sshd to be there, they would begin in the clone at once, and in the wrong order.
+systemctl stop cloud-final.service cloud-init.target
+keys=$(mktemp -d /run/haneul/keys.XXXXXX)
+ssh-keygen -q -t ed25519 -N '' -f $keys/host
+ssh-keygen -q -t ed25519 -N '' -f $keys/user
+# A login over the loopback interface, as every part of it will be needed.
+home=$(getent passwd admin | cut -d: -f6)
+install -d -m 700 -o admin -g admin $home/.ssh
+install -m 600 -o admin -g admin $keys/user.pub $home/.ssh/authorized_keys
+/usr/sbin/sshd -h $keys/host -o ListenAddress=127.0.0.1 -o PidFile=$keys/pid
+ssh -q -i $keys/user -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null admin@127.0.0.1 sudo true
+kill $(cat $keys/pid)
+rm -rf $keys $home/.ssh
+/usr/bin/python3 -c 'import cloudinit.cmd.main, cloudinit.sources.DataSourceEc2, cloudinit.config.cc_ssh'
+for name in wtmp btmp lastlog; do : >/var/log/$name; done
+mv /etc/sudoers.d/90-cloud-init-users {_SUDO}
+rm -f /var/lib/systemd/random-seed /var/log/cloud-init*.log $home/.cache/motd.legal-displayed $home/.sudo_as_admin_successful
+rmdir $home/.cache 2>/dev/null
+systemctl stop user@$(id -u admin).service
+sync
+exit 0
+""",
+    # The user that cloud-init would make for every instance of this image, made by cloud-init's own hands.
+    "usr/lib/haneul/default-user": """\
+from cloudinit import stages
+from cloudinit.distros import ug_util
+
+init = stages.Init(ds_deps=[])
+init.read_cfg()
+users, groups = ug_util.normalize_users_groups(init.cfg, init.distro)
+for name, config in users.items():
+    init.distro.create_user(name, **config)
+""",
+    "usr/lib/haneul/resumed": f"""\
+#!/bin/sh
+# The instance has answered. What a first boot would have done otherwise is done now; none of it is waited for by anybody.
+export LC_ALL=C.UTF-8
+if [ -e /run/haneul/user-data ]; then
+    # User data says who may log in: there is nobody until cloud-init has read it.
+    userdel -r admin 2>/dev/null
+    rm -f {_SUDO} {FLAG}
+else
+    # cloud-init's other settings of this boot are there too; the keys that the server gave stay.
+    echo 'ssh_deletekeys: false' >>/run/cloud-init/cloud.cfg
+fi
+# systemd itself remembers the machine and its boot (%m, %b).
+systemctl daemon-reexec
+# The kernel's messages go to the journal again, which is a new one: of this machine, this boot and this name.
+rm -rf /var/log/journal/* /run/log/journal/* /run/systemd/journal/kernel-seqnum
+systemctl restart systemd-journald.service
+udevadm trigger --type=devices --subsystem-match=block --subsystem-match=net
+# The address and the route that are there stay until DHCP has given the same.
+mkdir -p /run/systemd/network/10-cloud-init-eth0.network.d
+printf '[Network]\\nKeepConfiguration=static\\n' >/run/systemd/network/10-cloud-init-eth0.network.d/haneul.conf
+# In this order: what comes later waits for what was ordered before.
+systemctl start --no-block cloud-init.target systemd-networkd.service systemd-networkd.socket systemd-timesyncd.service getty.target
+systemctl start cloud-init.service
+rm -f {_SUDO}
+if [ -e /run/haneul/user-data ]; then {_PROGRAM} release; fi
+/lib/systemd/systemd-update-utmp reboot
 """,
 }
 

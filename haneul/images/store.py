@@ -67,6 +67,7 @@ RECIPES = {
             recipes.build_debian,
             _CLOUD_KERNEL,
             default=True,
+            resume=resume.PROTOCOL,
         ),
         Recipe(
             "debian-12-generic",
@@ -74,6 +75,7 @@ RECIPES = {
             8,
             "admin",
             recipes.build_debian_generic,
+            resume=resume.PROTOCOL,
         ),
         Recipe(
             "debian-12-lab",
@@ -81,6 +83,7 @@ RECIPES = {
             8,
             "admin",
             lab.build_debian_lab,
+            resume=resume.PROTOCOL,
         ),
         Recipe(
             "tiny",

@@ -39,7 +39,7 @@ class NicSpec:
 class GuestIdentity:
     """Who a machine is, as DHCP and the metadata service tell its guest: one that goes on from a template is told this first.
 
-    `keys` are public SSH keys. With `user_data` cloud-init decides who logs in.
+    `keys` are public SSH keys. With `user_data` nobody logs in before cloud-init has read the instance's user data.
     """
 
     hostname: str

@@ -30,6 +30,7 @@ from haneul.model.assignment import (
 from haneul.model.instance_types import instance_types
 from haneul.model.network import gateway, resolver
 from haneul.model.region import dns_domain, private_dns_name, public_dns_name, zone_id
+from haneul.model.user_data import decides_who_logs_in
 from haneul.services.ec2.security_groups import rule_of
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
@@ -266,7 +267,13 @@ def _identity(world: _World, row: Row, ssh_key: str) -> GuestIdentity | None:
     hostname, _, domain = private_dns_name(nic["address"], row["region"]).partition(".")
     keys = tuple(key.strip() for key in (row["public_key"], ssh_key) if key)
     return GuestIdentity(
-        hostname, domain, int(subnet.partition("/")[2]), gateway(subnet), resolver(vpc), keys, bool(row["user_data"])
+        hostname,
+        domain,
+        int(subnet.partition("/")[2]),
+        gateway(subnet),
+        resolver(vpc),
+        keys,
+        decides_who_logs_in(row["user_data"]),
     )
 
 

@@ -68,6 +68,12 @@ class Town:
         return done.stdout
 
 
+def _templates_stay(haneul: Haneul) -> bool:
+    """What is tried on must still be there when it is tried. Without warm launch there are none."""
+    told = haneul.run("image", "templates", "--json", check=False)
+    return told.returncode != 0 or all(one["state"] in ("loaded", "saved", "failed") for one in json.loads(told.stdout))
+
+
 @pytest.fixture(scope="module")
 def town(haneul: Haneul) -> Iterator[Town]:
     ec2 = haneul.client()
@@ -80,6 +86,7 @@ def town(haneul: Haneul) -> Iterator[Town]:
     (p,) = haneul.launch(InstanceType="t1.micro")
     for one in (a, b, p):
         haneul.until_ssh(one)
+    eventually("no template is being made", lambda: _templates_stay(haneul), 300)
     yield Town(haneul, a, b, p)
     haneul.terminate(a, b, p)
     ec2.delete_security_group(GroupId=group)

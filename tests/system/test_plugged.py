@@ -24,7 +24,9 @@ from haneul.drivers.machines import Machines
 from haneul.drivers.places import cold
 from haneul.drivers.qcow2 import Qcow2Disks
 from haneul.drivers.qemu import QemuEngine, shape
-from haneul.drivers.templates import Templates
+from haneul.drivers.qemu_command import Accelerator
+from haneul.drivers.templates import Server, Templates
+from haneul.images import resume
 from haneul.model.assignment import DiskSpec, GuestIdentity, MachineSpec, NicSpec
 
 IMAGES = Path(os.environ.get("HANEUL_TEST_IMAGES", "/var/lib/haneul/images"))
@@ -65,13 +67,18 @@ def _tap(name: str) -> int:
     return tap
 
 
+async def _tcg() -> Accelerator:
+    return "tcg"
+
+
 class Lab:
     """Machines of one server, without a cloud above them."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.disks = Qcow2Disks(directory / "volumes", IMAGES)
-        self.templates = Templates(directory / "templates", IMAGES, 0x6E000001, 2048, dangling_tap)
+        server = Server(0x6E000001, vcpus=4, memory_mib=4096, tap=dangling_tap, accelerator=_tcg)
+        self.templates = Templates(directory / "templates", IMAGES, server, 2048, resume.PROTOCOL)
         qemu = QemuEngine(IMAGES, lambda: "tcg", self.templates)
         self.machines = Machines(directory / "instances", self.disks.file, 0x6E000010, {"hvm": qemu}, lambda: None)
         self.key = directory / "key"
@@ -143,8 +150,8 @@ def lab() -> Iterator[Lab]:
     directory = Path(tempfile.mkdtemp(prefix="haneul-plugged-", dir="/var/tmp"))
     directory.chmod(0o711)
     found = Lab(directory)
-    if not found.templates.supports("tiny"):
-        pytest.skip("this tiny was built before there were resume units: haneul image build --again tiny")
+    if why := found.templates.why_not("tiny"):
+        pytest.skip(f"{why}: haneul image build --again tiny")
     key = found.key.with_suffix(".pub").read_text().strip()
     _Metadata.answers = {"instance-id": INSTANCE, "public-keys/": "0=test", "public-keys/0/openssh-key": key}
     with ThreadingHTTPServer(("0.0.0.0", 80), _Metadata) as server:
