@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from haneul.drivers.places import Places
 from haneul.model.assignment import MachineSpec
@@ -33,15 +33,16 @@ class Boot:
 class Resume:
     """How a machine that was started with a template goes on from it.
 
-    `state` is the descriptor of the device state as the machine has it, `port` the server's end of its resume port.
-    `size` is that of its root disk (bytes). The machine has `disk` from the template; `cold` is what it was before.
+    `state` is the descriptor of the device state as the machine has it. `port` and `monitor` are the server's ends of its resume port
+    and of a monitor (QMP) for this alone. `disk` is its root disk, `size` that in bytes. `plugged` are the devices that the template has not (QMP's device_add).
     """
 
     state: int
     port: socket.socket
-    size: int
+    monitor: socket.socket
     disk: Path
-    cold: Path
+    size: int
+    plugged: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from qemu.qmp import QMPClient, QMPError
 from haneul.drivers import files, locks, warm
 from haneul.drivers.engine import Boot, Engine, Resume
 from haneul.drivers.interface import DriverError
-from haneul.drivers.places import Places
+from haneul.drivers.places import Places, cold
 from haneul.drivers.run import run
 from haneul.model.assignment import MachineReport, MachineSpec
 from haneul.model.generation import ABILITIES, parse
@@ -341,7 +341,8 @@ class Machines:
                 _write_json(places.boot, boot)
                 await asyncio.to_thread(self._spawn, engine, replace(given, warm=False))
                 resume = None
-            await self._until_it_answers(engine, places)
+            if resume is None:
+                await self._until_it_answers(engine, places)
             # Before the disk that it had is gone: what was begun has that disk no more.
             path = "warm" if resume else "cold"
             _write_json(places.boot, boot | {"begun": True, "path": path})
@@ -350,19 +351,20 @@ class Machines:
         finally:
             self._resuming.discard(spec.instance_id)
         for file in disks.values():
-            _cold(file).unlink(missing_ok=True)
+            cold(file).unlink(missing_ok=True)
         if first and resume is None:
             engine.cold_booted(spec)
 
     async def _resumed(self, engine: Engine, spec: MachineSpec, places: Places, resume: Resume) -> bool:
         """Whether the machine goes on from its template, as itself. If not, nothing of it is left but its files."""
         try:
-            with resume.port:
-                await self._until_it_answers(engine, places)
-                await warm.go_on(spec, places, resume)
+            with resume.port, resume.monitor:
+                await warm.go_on(spec, resume)
             return True
         except (DriverError, OSError, TimeoutError) as error:
-            log.warning("%s boots cold, its template does not do: %s", spec.instance_id, error or type(error).__name__)
+            said = _plain(" ".join(_tail(places.errors, 200).decode(errors="replace").split()))
+            why = f"{str(error) or type(error).__name__} {said}".strip()
+            log.warning("%s boots cold, its template does not do: %s", spec.instance_id, why)
             await self._kill(places)
             return False
 
@@ -579,17 +581,13 @@ class Machines:
 def _take_back_cold(disk: Path) -> None:
     """A machine that was to go on from a template, and did not: its disk is as it was made."""
     with contextlib.suppress(FileNotFoundError):
-        _cold(disk).rename(disk)
-
-
-def _cold(disk: Path) -> Path:
-    """Where a volume's own file is while a machine tries that of a template (`Resume.cold`)."""
-    return disk.with_name(f".{disk.stem}.cold")
+        cold(disk).rename(disk)
 
 
 async def _remove_tree(path: Path) -> None:
     """Whatever a machine may have left there: folders in folders, too deep for Python's own way to remove them."""
-    await run(["rm", "-rf", "--", str(path)])
+    if os.path.lexists(path):  # a process costs a first boot ten milliseconds
+        await run(["rm", "-rf", "--", str(path)])
 
 
 @contextlib.contextmanager

@@ -73,3 +73,8 @@ def confined(uid: int, groups: list[int], command: list[str]) -> list[str]:
         "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--",
         *command,
     ]  # fmt: skip
+
+
+def cold(disk: Path) -> Path:
+    """Where a volume's own file is while a machine tries to go on from a template."""
+    return disk.with_name(f".{disk.stem}.cold")

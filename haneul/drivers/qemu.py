@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -10,10 +11,15 @@ from pathlib import Path
 
 from haneul.drivers import probe, qemu_command
 from haneul.drivers.engine import Boot, Launch, Resume
-from haneul.drivers.places import confined
+from haneul.drivers.places import cold, confined
 from haneul.drivers.qemu_command import Accelerator, Kernel, Warm
 from haneul.drivers.templates import Shape, Template, Templates
 from haneul.model.assignment import MachineSpec
+
+log = logging.getLogger(__name__)
+
+#: An empty volume's file has at most 448 KiB (of 16 TiB); what is larger than this (bytes) has been written to.
+MOST_COPIED = 1 << 20
 
 
 class QemuEngine:
@@ -56,11 +62,18 @@ class QemuEngine:
         return launched(qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, kernel))
 
     def _template(self, boot: Boot, accelerator: Accelerator) -> Template | None:
-        """For a machine of a template's shape: the root disk and one card, and a guest that can be told who it is."""
+        """For a machine that can be made from a template's: a guest that can be told who it is, and not too much to plug in."""
         spec = boot.spec
-        if self._templates is None or spec.identity is None or len(spec.disks) != 1 or len(spec.nics) != 1:
+        if self._templates is None or spec.identity is None or not spec.nics:
             return None
-        return self._templates.find(shape(spec, accelerator))
+        template = self._templates.find(shape(spec, accelerator))
+        if template is None:
+            return None
+        too_much = qemu_command.too_many(spec) or _too_large(boot)
+        if too_much:
+            log.info("%s boots cold, though there is a template: %s", spec.instance_id, too_much)
+            return None
+        return template
 
     def cold_booted(self, spec: MachineSpec) -> None:
         """A machine has begun its first boot without a template: the next one of its kind shall find one."""
@@ -70,16 +83,20 @@ class QemuEngine:
     def _from_template(
         self, boot: Boot, template: Template, accelerator: Accelerator, launched: Callable[..., Launch]
     ) -> Launch:
-        (disk,) = boot.files.values()
-        cold = disk.with_name(f".{disk.stem}.cold")
-        here, there = socket.socketpair()
+        root, *others = (boot.files[disk.volume_id] for disk in boot.spec.disks)
+        _exchange(root, template.disk, boot.uid)
+        for disk in others:
+            # A guest that did not become itself may have written there: then the machine boots cold with the volume as it was.
+            _exchange(disk, disk, boot.uid)
+        port, guest = socket.socketpair()
+        monitor, qemu = socket.socketpair()
         state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
         memory = os.dup(template.memory)
-        warm = Warm(f"/proc/self/fd/{memory}", there.fileno(), shared=False)
+        warm = Warm(f"/proc/self/fd/{memory}", guest.fileno(), shared=False, monitor=qemu.fileno())
         words = qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, warm=warm)
-        _exchange(disk, cold, template.disk, boot.uid)
-        resume = Resume(state, here, boot.spec.disks[0].size_gib << 30, disk, cold)
-        return launched(words, (memory, state, there.detach()), resume)
+        plugged = qemu_command.plugged(boot.spec)
+        resume = Resume(state, port, monitor, root, boot.spec.disks[0].size_gib << 30, plugged)
+        return launched(words, (memory, state, guest.detach(), qemu.detach()), resume)
 
     def _kernel(self, spec: MachineSpec) -> Kernel | None:
         """The image's kernel: for a root disk that is an overlay on that image and was never booted."""
@@ -96,11 +113,19 @@ def shape(spec: MachineSpec, accelerator: Accelerator) -> Shape:
     return Shape(spec.image, spec.instance_type, spec.vcpus, spec.memory_mib, accelerator)
 
 
-def _exchange(disk: Path, cold: Path, template: Path, uid: int) -> None:
-    """The template's disk in the place of the machine's own, which is kept at `cold` until the guest has answered."""
+def _too_large(boot: Boot) -> str:
+    """A volume that is not as it was made, and too large to be kept twice; empty if there is none."""
+    for disk in boot.spec.disks[1:]:
+        if boot.files[disk.volume_id].stat().st_size > MOST_COPIED:
+            return f"{disk.volume_id} is not empty"
+    return ""
+
+
+def _exchange(disk: Path, source: Path, uid: int) -> None:
+    """A copy of `source` in the place of the machine's own disk, which is kept (`places.cold`) until the guest has answered."""
     made = disk.with_name(f".{disk.stem}.new")
-    shutil.copyfile(template, made)
+    shutil.copyfile(source, made)
     made.chmod(0o600)
     os.chown(made, uid, uid)
-    os.link(disk, cold)
+    os.link(disk, cold(disk))
     made.rename(disk)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from haneul.drivers.places import OOM_SCORE, Places
-from haneul.model.assignment import DiskSpec, MachineSpec
+from haneul.model.assignment import DiskSpec, MachineSpec, NicSpec
 
 Accelerator = Literal["tcg", "kvm"]
 BINARY = "qemu-system-x86_64"
@@ -19,6 +19,10 @@ CAPABILITIES = '{"execute":"qmp_capabilities"}'
 BOOT = '{"event": "BOOT"}'
 #: Memory of the guest is no part of a core dump, wherever the server sends those.
 MACHINE, EMULATED_MACHINE = "q35,dump-guest-core=off", "pc,dump-guest-core=off"
+#: Where a machine that goes on from a template gets what its template has not: a port for its volumes, one for its cards. Each takes
+#: one device of eight functions, which the guest finds in one look and in their order, so that no names are swapped.
+SPARE_PORTS = ("spare-disks", "spare-nics")
+FUNCTIONS = 8
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -35,19 +39,60 @@ class Kernel:
 class Warm:
     """What makes a machine one that is saved as a template (`shared`), or that goes on from one.
 
-    `memory` is the file of its memory, `resume` an inherited descriptor: the second serial port.
+    `memory` is the file of its memory. `resume` and `monitor` are inherited descriptors: the second serial port, and a monitor that
+    is there before its path could be connected to.
     """
 
     memory: str
     resume: int
     shared: bool
+    monitor: int | None = None
 
 
 def _warm(warm: Warm, memory_mib: int) -> list[str]:
     share = "on" if warm.shared else "off"
     out = ["-object", f"memory-backend-file,id=mem,size={memory_mib}M,mem-path={warm.memory},share={share}"]
     out += ["-chardev", f"socket,id=resume,fd={warm.resume}", "-serial", "chardev:resume"]
+    if warm.monitor is not None:
+        out += ["-chardev", f"socket,id=launch,fd={warm.monitor}", "-mon", "chardev=launch,mode=control"]
     return out if warm.shared else [*out, "-incoming", "defer"]
+
+
+def _spare_ports() -> list[str]:
+    out = []
+    for index, name in enumerate(SPARE_PORTS):
+        out += ["-device", f"pcie-root-port,id={name},chassis={index + 1}"]
+    return out
+
+
+def too_many(spec: MachineSpec) -> str:
+    """What a machine has more of than can be plugged into one that goes on from a template; empty if it can."""
+    for name, count in (("volumes", len(spec.disks)), ("network interfaces", len(spec.nics))):
+        if count > 1 + FUNCTIONS:
+            return f"{count} {name}, {1 + FUNCTIONS} at most"
+    return ""
+
+
+def plugged(spec: MachineSpec) -> tuple[dict[str, Any], ...]:
+    """QMP's device_add, in this order, of what `spec` has beside a template's one disk and one card.
+
+    A device's first function comes last: the guest is told of it then, and looks for all of them.
+    """
+    disks_port, nics_port = SPARE_PORTS
+    disks: list[dict[str, Any]] = [
+        {"driver": "virtio-blk-pci", "bus": disks_port, "drive": f"disk{index}", "id": f"blk{index}",
+         "serial": _serial_number(disk.volume_id)}
+        for index, disk in enumerate(spec.disks) if index
+    ]  # fmt: skip
+    nics: list[dict[str, Any]] = [
+        {"driver": "virtio-net-pci", "bus": nics_port, "netdev": f"net{index}", "id": f"nic{index}", "mac": nic.mac, "romfile": ""}
+        for index, nic in enumerate(spec.nics) if index
+    ]  # fmt: skip
+    return tuple(
+        one | {"addr": f"0.{function}", "multifunction": len(devices) > 1}
+        for devices in (disks, nics)
+        for function, one in reversed(list(enumerate(devices)))
+    )
 
 
 def _serial_number(volume_id: str) -> str:
@@ -65,14 +110,22 @@ def _smbios(spec: MachineSpec) -> list[str]:
     ]  # fmt: skip
 
 
-def _disk(index: int, disk: DiskSpec, file: Path, emulated: bool) -> list[str]:
+def _disk(index: int, disk: DiskSpec, file: Path, emulated: bool, plugged: bool) -> list[str]:
     node = f"disk{index}"
+    out = ["-blockdev", f"driver=qcow2,node-name={node},discard=unmap,file.driver=file,file.filename={_comma(file)}"]
+    if plugged:
+        return out
     boot = ",bootindex=1" if disk.boot else ""
     device = f"ide-hd,bus=ide.{index // 2},unit={index % 2}" if emulated else "virtio-blk-pci"
-    return [
-        "-blockdev", f"driver=qcow2,node-name={node},discard=unmap,file.driver=file,file.filename={_comma(file)}",
-        "-device", f"{device},drive={node},id=blk{index},serial={_serial_number(disk.volume_id)}{boot}",
-    ]  # fmt: skip
+    return [*out, "-device", f"{device},drive={node},id=blk{index},serial={_serial_number(disk.volume_id)}{boot}"]
+
+
+def _nic(index: int, nic: NicSpec, tap: int, emulated: bool, plugged: bool) -> list[str]:
+    out = ["-netdev", f"tap,id=net{index},fd={tap}"]
+    if plugged:
+        return out
+    card = "e1000" if emulated else "virtio-net-pci"
+    return [*out, "-device", f"{card},netdev=net{index},id=nic{index},mac={nic.mac},romfile="]
 
 
 def _comma(path: Path) -> str:
@@ -97,6 +150,7 @@ def command(
 ) -> list[str]:
     """The machine `spec`. `files` maps volume ids to disk files, `taps` interface ids to inherited descriptors.
 
+    One that goes on from a template has the devices of a template: what else it has is only made ready here (`plugged`).
     A machine of the emulated generation has the parts of a PC of its time, each emulated whole: i440fx, IDE, e1000, VGA.
 
     Standard input and output are the event monitor: it says on `events.log` how the machine ended, even if
@@ -122,11 +176,9 @@ def command(
     if not emulated:
         out += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
     for index, disk in enumerate(spec.disks):
-        out += _disk(index, disk, files[disk.volume_id], emulated)
+        out += _disk(index, disk, files[disk.volume_id], emulated, plugged=warm is not None and index > 0)
     for index, nic in enumerate(spec.nics):
-        out += ["-netdev", f"tap,id=net{index},fd={taps[nic.interface_id]}"]
-        card = "e1000" if emulated else "virtio-net-pci"
-        out += ["-device", f"{card},netdev=net{index},id=nic{index},mac={nic.mac},romfile="]
+        out += _nic(index, nic, taps[nic.interface_id], emulated, plugged=warm is not None and index > 0)
     out += ["-chardev", "stdio,id=events,signal=off", "-mon", "chardev=events,mode=control"]
     out += [
         "-chardev",
@@ -138,7 +190,7 @@ def command(
     out += ["-chardev", f"socket,id=console,path={_comma(places.console)},server=on,wait=off,{log}"]
     out += ["-serial", "chardev:console"]
     if warm is not None:
-        out += _warm(warm, spec.memory_mib)
+        out += [*_spare_ports(), *_warm(warm, spec.memory_mib)]
     if kernel is not None:
         out += ["-kernel", str(kernel.kernel), "-initrd", str(kernel.initrd), "-append", kernel.arguments]
     return out

@@ -8,13 +8,16 @@ import os
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from socket import socket as Socket
 
 from qemu.qmp import QMPClient, QMPError
 
 from haneul.drivers.interface import DriverError
 
-#: Memory that is mapped from a file is no part of what is saved.
-IGNORE_SHARED = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+#: Memory that is mapped from a file is no part of what is saved; QEMU says when it is done.
+IGNORE_SHARED = {"capabilities": [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]}
+#: How long (seconds) to wait for QEMU's word before it is asked again.
+ASK_AGAIN = 0.25
 
 
 @contextlib.contextmanager
@@ -30,12 +33,18 @@ def socket(path: Path) -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def connected(path: Path) -> AsyncIterator[QMPClient]:
-    """Raises `DriverError` for whatever goes wrong on it, but for the end of the connection while it is closed."""
+async def connected(place: Path | Socket) -> AsyncIterator[QMPClient]:
+    """On a path, or on a socket that QEMU has inherited the other end of: then it is waited for, or its end seen.
+
+    Raises `DriverError` for whatever goes wrong on it, but for the end of the connection while it is closed.
+    """
     client = QMPClient("haneul")
     try:
-        with socket(path) as place:
+        if isinstance(place, Socket):
             await client.connect(place)
+        else:
+            with socket(place) as path:
+                await client.connect(path)
         try:
             yield client
         finally:
@@ -46,11 +55,19 @@ async def connected(path: Path) -> AsyncIterator[QMPClient]:
 
 
 async def until_migrated(client: QMPClient) -> None:
-    while True:
-        answer = await client.execute("query-migrate")
-        status = answer.get("status") if isinstance(answer, dict) else None
-        if status == "completed":
-            return
-        if status in ("failed", "cancelled"):
-            raise DriverError(f"the state could not be carried over: {answer}")
-        await asyncio.sleep(0.002)
+    """Raises `DriverError` if it fails. `IGNORE_SHARED` has been set."""
+    with client.listener(("MIGRATION",)) as events:
+        while True:
+            answer = await client.execute("query-migrate")
+            status = answer.get("status") if isinstance(answer, dict) else None
+            while status not in ("completed", "failed", "cancelled"):
+                try:
+                    event = await asyncio.wait_for(events.get(), ASK_AGAIN)
+                except TimeoutError:
+                    break
+                data = event.get("data")
+                status = data.get("status") if isinstance(data, dict) else None
+            if status == "completed":
+                return
+            if status in ("failed", "cancelled"):
+                raise DriverError(f"the state could not be carried over: {answer}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import secrets
 import socket
 import time
 import uuid
+from pathlib import Path
 
 from haneul.drivers import host_keys, qmp
 from haneul.drivers.engine import Resume
 from haneul.drivers.interface import DriverError
-from haneul.drivers.places import Places
 from haneul.model.assignment import MachineSpec
 
 log = logging.getLogger(__name__)
@@ -44,17 +46,23 @@ def answered(line: str) -> dict[str, str]:
     return dict(part.partition("=")[::2] for part in rest.split(" "))
 
 
-async def go_on(spec: MachineSpec, places: Places, resume: Resume) -> None:
-    """The devices' state in, the disk as large as it was asked for, the guest told who it is and heard. Raises `DriverError`."""
+async def go_on(spec: MachineSpec, resume: Resume) -> None:
+    """From QEMU's first word: the devices' state in, the guest told who it is and heard. Raises `DriverError`."""
     began = time.monotonic()
     machine_id, boot_id = secrets.token_hex(16), str(uuid.uuid4())
     port = resume.port
     port.setblocking(False)
-    async with asyncio.timeout(DEADLINE), qmp.connected(places.qmp) as client:
+    # What was copied is on its way to the disk while QEMU starts: the resizing has to wait for that.
+    flushed = asyncio.get_running_loop().run_in_executor(None, _flush, resume.disk)
+    async with asyncio.timeout(DEADLINE), qmp.connected(resume.monitor) as client:
+        started = time.monotonic()
         await client.execute("migrate-set-capabilities", qmp.IGNORE_SHARED)
         await client.execute("migrate-incoming", {"uri": f"fd:{resume.state}"})
         await qmp.until_migrated(client)
+        await flushed
         await client.execute("block_resize", {"node-name": "disk0", "size": resume.size})
+        for device in resume.plugged:
+            await client.execute("device_add", device)
         loaded = time.monotonic()
         await _send(port, told(spec, machine_id, boot_id, secrets.token_bytes(SEED)))
         await client.execute("cont")
@@ -74,12 +82,19 @@ async def go_on(spec: MachineSpec, places: Places, resume: Resume) -> None:
         raise DriverError(f"the guest is not what it was told: {', '.join(wrong)}")
     done = time.monotonic()
     log.info(
-        "%s goes on from a template: loaded %.3f s, answered %.3f s, of these in the guest (us) %s",
-        spec.instance_id,
-        loaded - began,
-        done - loaded,
-        found.get("spent", "?"),
-    )
+        "%s goes on from a template: started %.3f s, loaded %.3f s, answered %.3f s, of these in the guest (us) %s",
+        spec.instance_id, started - began, loaded - started, done - loaded, found.get("spent", "?"),
+    )  # fmt: skip
+
+
+def _flush(disk: Path) -> None:
+    """A failure is QEMU's to tell."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(disk, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _time() -> str:

@@ -87,6 +87,28 @@ def _reboot_stop_start(warm: Haneul, one: str) -> None:
     assert _phase(warm, one) == "on"
 
 
+#: Name, GiB and serial number of every disk.
+DISKS = 'for one in /sys/block/vd*; do echo "${one##*/} $(($(cat $one/size) >> 21)) $(cat $one/serial)"; done'
+
+
+def test_more_volumes_are_there_as_after_a_boot(warm: Haneul, templated: str) -> None:
+    mappings = [{"DeviceName": f"/dev/xvd{name}", "Ebs": {"VolumeSize": size}} for name, size in (("c", 3), ("b", 2))]
+    (one,) = warm.launch(BlockDeviceMappings=mappings)
+    warm.until_ssh(one)
+    assert _phase(warm, one) == "on, from a template"
+    volumes = {found["DeviceName"]: found["Ebs"]["VolumeId"] for found in warm.instance(one)["BlockDeviceMappings"]}
+    sizes = {"a": 1, "b": 2, "c": 3}
+    expected = [f"vd{name} {sizes[name]} {volumes[f'/dev/xvd{name}'].replace('-', '')}" for name in sizes]
+    assert warm.ssh(one, DISKS).splitlines() == expected
+    warm.ssh(one, "echo kept > /dev/vdc; sync")
+    boot = _facts(warm, one)["boot"]
+    warm.client().reboot_instances(InstanceIds=[one])
+    eventually("it has rebooted", lambda: _facts(warm, one)["boot"] != boot, 120)
+    assert warm.ssh(one, DISKS).splitlines() == expected
+    assert warm.ssh(one, "head -n 1 /dev/vdc") == "kept"
+    warm.terminate(one)
+
+
 def test_a_template_that_is_damaged_costs_a_cold_boot(warm: Haneul, templated: str) -> None:
     (directory,) = [one for one in (warm.data / "templates").iterdir() if not one.name.startswith(".")]
     warm.kill()

@@ -12,8 +12,8 @@ import pytest
 
 from haneul.drivers.machines import how_it_ended
 from haneul.drivers.places import Places
-from haneul.drivers.qemu_command import Kernel, command, lives
-from haneul.model.assignment import NicSpec
+from haneul.drivers.qemu_command import FUNCTIONS, Kernel, Warm, command, lives, plugged, too_many
+from haneul.model.assignment import DiskSpec, MachineSpec, NicSpec
 from tests.contract.test_machines import SPEC
 
 PLACES = Places(Path("/data/instances/i-1"))
@@ -36,6 +36,55 @@ def test_it_is_the_machine_of_the_spec() -> None:
     assert any("file.filename=/data/volumes/a,,b.qcow2" in value for _, value in found), "a comma is doubled"
     assert any("serial=vol0123456789abcdef0" in value for _, value in found)
     assert ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny") in found
+
+
+def _larger(volumes: int, cards: int) -> tuple[MachineSpec, dict[str, Path], dict[str, int]]:
+    """With its files and its taps."""
+    disks = tuple(DiskSpec(f"vol-{index}", "" if index else "tiny", 1, "", boot=not index) for index in range(volumes))
+    nics = tuple(NicSpec(f"eni-{index}", "", "", f"06:00:00:00:00:{index:02x}", "") for index in range(cards))
+    files = {disk.volume_id: Path(f"/{disk.volume_id}") for disk in disks}
+    return replace(SPEC, disks=disks, nics=nics), files, {nic.interface_id: 10 + n for n, nic in enumerate(nics)}
+
+
+def _devices(arguments: list[str]) -> list[str]:
+    return [value for name, value in _pairs(arguments) if name == "-device"]
+
+
+def test_what_a_template_has_not_is_plugged_in_later() -> None:
+    """Its devices are those of any machine of one disk and one card, in the same places; the rest is only made ready."""
+    small, files, taps = _larger(1, 1)
+    template = command(small, PLACES, files, taps, "tcg", warm=Warm("/m", 5, shared=True))
+    spec, files, taps = _larger(3, 2)
+    clone = command(spec, PLACES, files, taps, "tcg", warm=Warm("/m", 5, shared=False))
+    assert _devices(clone) == _devices(template)
+    assert [name for name, _ in _pairs(clone)].count("-blockdev") == 3 and ("-netdev", "tap,id=net1,fd=11") in _pairs(
+        clone
+    )
+    booted = command(spec, PLACES, files, taps, "tcg")
+    assert sum("virtio-blk" in one for one in _devices(booted)) == 3 and not any("spare" in one for one in booted)
+    ports = [one for one in _devices(clone) if "pcie-root-port" in one]
+    assert _devices(clone)[-len(ports) :] == ports, "behind the others: no other device moves"
+    serials = [(one["drive"], one["serial"]) for one in plugged(spec) if "drive" in one]
+    assert serials == [("disk2", "vol2"), ("disk1", "vol1")]
+    assert all(f"drive={node},id=blk{node[4:]},serial={serial}" in " ".join(booted) for node, serial in serials)
+
+
+@pytest.mark.parametrize(("volumes", "cards"), [(1, 1), (2, 1), (1, 2), (9, 9)])
+def test_the_guest_finds_what_is_plugged_in_its_order(volumes: int, cards: int) -> None:
+    """A device's functions are found by number; with the first, which comes last, it is there."""
+    found = plugged(_larger(volumes, cards)[0])
+    for port, kind, count in (("spare-disks", "blk", volumes - 1), ("spare-nics", "nic", cards - 1)):
+        mine = [one for one in found if one["bus"] == port]
+        assert [one["addr"] for one in mine] == [f"0.{function}" for function in reversed(range(count))]
+        assert [one["id"] for one in mine] == [f"{kind}{1 + function}" for function in reversed(range(count))]
+        assert all(one["multifunction"] is (count > 1) for one in mine)
+    assert len({one["id"] for one in found}) == volumes + cards - 2
+
+
+def test_a_port_has_room_for_eight() -> None:
+    assert FUNCTIONS == 8, "a function's number has three bits"
+    assert too_many(_larger(9, 9)[0]) == ""
+    assert "10 volumes" in too_many(_larger(10, 1)[0]) and "10 network interfaces" in too_many(_larger(1, 10)[0])
 
 
 def test_a_given_kernel_is_of_the_first_boot_only(tmp_path: Path) -> None:

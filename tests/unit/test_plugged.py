@@ -1,0 +1,115 @@
+"""Which machines go on from a template, and what is made ready for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from haneul.drivers import qemu
+from haneul.drivers.engine import Boot
+from haneul.drivers.places import Places, cold
+from haneul.drivers.qemu import QemuEngine
+from haneul.drivers.templates import Templates
+from haneul.model.assignment import DiskSpec, GuestIdentity, NicSpec
+from tests.contract.test_machines import SPEC
+
+IDENTITY = GuestIdentity("ip-10-0-0-9", "ec2.internal", 20, "10.0.0.1", "10.0.0.2", ())
+
+
+@dataclass
+class _Templates:
+    """One template, of whatever is asked for."""
+
+    directory: Path
+    memory: int = field(default_factory=lambda: os.memfd_create("test"))
+
+    @property
+    def state(self) -> Path:
+        return self.directory / "state"
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / "disk.qcow2"
+
+    def find(self, _: object) -> _Templates:
+        return self
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[QemuEngine]:
+    image = tmp_path / "images" / "tiny"
+    image.mkdir(parents=True)
+    for name in ("vmlinuz", "initrd", "cmdline"):
+        (image / name).write_text("root=/dev/vda1")
+    templates = _Templates(tmp_path / "template")
+    templates.directory.mkdir()
+    templates.state.write_bytes(b"state")
+    templates.disk.write_bytes(b"overlay")
+    yield QemuEngine(tmp_path / "images", lambda: "tcg", cast(Templates, templates))
+    os.close(templates.memory)
+
+
+def _boot(tmp_path: Path, sizes: list[int], nics: int = 1) -> Boot:
+    """The first boot of a machine with volumes whose files have so many bytes."""
+    disks = tuple(DiskSpec(f"vol-{index}", "" if index else "tiny", 1, "", not index) for index in range(len(sizes)))
+    files = {disk.volume_id: tmp_path / f"{disk.volume_id}.qcow2" for disk in disks}
+    for file, size in zip(files.values(), sizes, strict=True):
+        file.write_bytes(b"d" * size)
+    cards = tuple(
+        NicSpec(f"eni-{index}", "vpc-1", "subnet-1", "06:00:00:00:00:09", "10.0.0.9") for index in range(nics)
+    )
+    taps = {card.interface_id: 9 for card in cards}
+    return Boot(
+        replace(SPEC, disks=disks, nics=cards, identity=IDENTITY),
+        Places(tmp_path),
+        files,
+        taps,
+        os.getuid(),
+        first=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "nics", "why"),
+    [
+        ([9], 1, None),
+        ([9, 9, 9], 3, None),
+        ([9] * 10, 1, "10 volumes, 9 at most"),
+        ([9], 10, "10 network interfaces, 9 at most"),
+        ([9, qemu.MOST_COPIED + 1], 1, "vol-1 is not empty"),
+    ],
+)
+def test_which_machines_go_on_from_a_template(
+    engine: QemuEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture, sizes: list[int], nics: int, why: str | None
+) -> None:
+    """The others boot cold, and the log says why. No descriptor is lost, and every volume is kept as it was."""
+    caplog.set_level("INFO")
+    boot = _boot(tmp_path, sizes, nics)
+    launch = engine.launch(boot)
+    if why is not None:
+        assert launch.resume is None and why in caplog.text
+        return
+    assert launch.resume is not None and caplog.text == ""
+    assert len(launch.resume.plugged) == len(sizes) + nics - 2
+    assert f"socket,id=launch,fd={launch.descriptors[-1]}" in launch.command[-1]
+    launch.resume.port.close()
+    launch.resume.monitor.close()
+    for descriptor in launch.descriptors:
+        os.close(descriptor)
+    for file, size in zip(boot.files.values(), sizes, strict=True):
+        assert cold(file).read_bytes() == b"d" * size and cold(file).stat().st_ino != file.stat().st_ino
+    assert boot.files["vol-0"].read_bytes() == b"overlay"
+
+
+def test_a_disk_that_cannot_be_exchanged_costs_no_descriptor(engine: QemuEngine, tmp_path: Path) -> None:
+    boot = _boot(tmp_path, [9, 9])
+    cold(boot.files["vol-1"]).write_bytes(b"in the way")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileExistsError):
+        engine.launch(boot)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
