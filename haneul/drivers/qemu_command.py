@@ -39,7 +39,7 @@ class Kernel:
 class Warm:
     """What makes a machine one that is saved as a template (`shared`), or that goes on from one.
 
-    `memory` is the file of its memory. `resume` and `monitor` are inherited descriptors: the second serial port, and a monitor that
+    `memory` is the file of its memory. `resume` and `monitor` are inherited descriptors: a port to the guest (virtio-serial), and a monitor that
     is there before its path could be connected to.
     """
 
@@ -52,7 +52,8 @@ class Warm:
 def _warm(warm: Warm, memory_mib: int) -> list[str]:
     share = "on" if warm.shared else "off"
     out = ["-object", f"memory-backend-file,id=mem,size={memory_mib}M,mem-path={warm.memory},share={share}"]
-    out += ["-chardev", f"socket,id=resume,fd={warm.resume}", "-serial", "chardev:resume"]
+    out += ["-chardev", f"socket,id=resume,fd={warm.resume}", "-device", "virtio-serial-pci,id=ports"]
+    out += ["-device", "virtserialport,bus=ports.0,chardev=resume,name=haneul.resume"]
     if warm.monitor is not None:
         out += ["-chardev", f"socket,id=launch,fd={warm.monitor}", "-mon", "chardev=launch,mode=control"]
     return out if warm.shared else [*out, "-incoming", "defer"]

@@ -412,7 +412,16 @@ TINY_PACKAGES = (
 )  # fmt: skip
 TINY_PROGRAMS = ("/usr/sbin/dropbear", "/usr/bin/dropbearkey", "/usr/bin/partx", "/sbin/sfdisk", "/sbin/resize2fs")
 TINY_START_MODULES = ("evdev", "button", "virtio_net", "e1000")
-TINY_MORE_MODULES = ("virtio_rng", "virtio_balloon", "vmxnet3", "ena", "e1000e", "overlay", *OTHER_DISKS)
+TINY_MORE_MODULES = (
+    "virtio_rng",
+    "virtio_console",
+    "virtio_balloon",
+    "vmxnet3",
+    "ena",
+    "e1000e",
+    "overlay",
+    *OTHER_DISKS,
+)
 TINY_SIZE = 256 * MIB
 
 # "linux16" starts a kernel as the BIOS would. GRUB's "linux" reserves what the unpacked kernel needs and, on these
@@ -572,7 +581,8 @@ exec </dev/null >/dev/console 2>&1
 say() { echo "haneul-tiny: $*"; }
 # A template waits here, and its clones go on below.
 if [ -z "$1" ] && grep -q haneul.template /proc/cmdline; then
-    exec /lib/haneul/resume /dev/ttyS1 eth0 root /lib/haneul/resumed
+    modprobe virtio_console
+    exec /lib/haneul/resume haneul.resume eth0 root /lib/haneul/resumed
 fi
 imds() { /lib/haneul/imds "$@"; }
 state=/var/lib/haneul

@@ -1,6 +1,6 @@
 /* Gives a clone of a booted machine its own identity (docs/ARCHITECTURE.md, "Warm launch").
  *
- * A template of an image is a machine that was booted until this program waits on a serial port, and was then saved. Every
+ * A template of an image is a machine that was booted until this program waits on a port of a virtio-serial device, and was then saved. Every
  * warm launch goes on from there: the server writes who the instance is, this program makes it so and answers. It is static,
  * and nothing is started on the way: under emulation a process costs tens of milliseconds.
  *
@@ -24,7 +24,11 @@
 #include <net/if_arp.h>
 #include <net/route.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <pwd.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,7 +36,6 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -70,9 +73,11 @@ static void fail(const char *form, ...) {
     exit(1);
 }
 
+/* What was there is cut off afterwards: ext4 writes a file that was emptied first to the disk when it is closed. */
 static void put(const char *path, const char *text, mode_t mode) {
-    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-    if (file < 0 || write(file, text, strlen(text)) != (ssize_t)strlen(text)) fail("%s", path);
+    int file = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, mode);
+    ssize_t length = (ssize_t)strlen(text);
+    if (file < 0 || write(file, text, length) != length || ftruncate(file, length)) fail("%s", path);
     close(file);
 }
 
@@ -234,8 +239,22 @@ static void let_go_of_cards(void) {
     for (int index = 0; index < slot_count; index++) tell_driver(SLOTS "/unbind", slots[index]);
 }
 
-static void take_cards(void) {
+/* A thread of its own: the kernel is busy with a card for as long as everything else takes. */
+static sem_t card_wanted, card_there;
+
+static void *take_cards(void *nothing) {
+    sem_wait(&card_wanted);
     for (int index = 0; index < slot_count; index++) tell_driver(SLOTS "/bind", slots[index]);
+    sem_post(&card_there);
+    return nothing;
+}
+
+static void prepare_to_take_cards(void) {
+    pthread_t thread;
+    if (sem_init(&card_wanted, 0, 0) || sem_init(&card_there, 0, 0) || pthread_create(&thread, NULL, take_cards, NULL)) {
+        perror("a thread");
+        exit(1);
+    }
 }
 
 /* --- making it so ------------------------------------------------------------------------------------------------------ */
@@ -339,6 +358,96 @@ static void give_host_keys(const struct identity *who) {
     }
 }
 
+/* --- what running processes remember ---------------------------------------------------------------------------------- */
+
+/* libsystemd asks for these once for each process. They are sought here, in the template, and written over in the clone. */
+#define MOST_MEMORIES 128
+#define FORMS 4
+static struct memory {
+    int process; /* its /proc/PID/mem, opened already */
+    off_t place;
+    int form;
+} memories[MOST_MEMORIES];
+static int memory_count;
+/* It has the template's files open, and is replaced soon: until then what is said waits in its sockets. */
+static pid_t journal;
+static unsigned char old_forms[FORMS][40];
+static const size_t form_length[FORMS] = {16, 16, 36, 32}; /* raw boot id, raw machine id, boot id as text, machine id as text */
+
+static void forms_of(const char *boot_id, const char *machine_id, unsigned char forms[FORMS][40]) {
+    char digits[40] = "";
+    for (const char *one = boot_id; *one && strlen(digits) < 32; one++)
+        if (*one != '-') strncat(digits, one, 1);
+    from_hex(digits, forms[0], 16);
+    from_hex(machine_id, forms[1], 16);
+    snprintf((char *)forms[2], 40, "%.36s", boot_id);
+    snprintf((char *)forms[3], 40, "%.32s", machine_id);
+}
+
+static void read_word(const char *path, char *word, size_t size) {
+    FILE *file = fopen(path, "re");
+    if (!file || !fgets(word, (int)size, file)) word[0] = 0;
+    word[strcspn(word, "\n")] = 0;
+    if (file) fclose(file);
+}
+
+static void seek_in(int memory, off_t from, off_t to) {
+    static unsigned char part[1 << 20];
+    for (off_t at = from; at < to; at += sizeof part - 64) {
+        ssize_t length = pread(memory, part, to - at < (off_t)sizeof part ? to - at : (off_t)sizeof part, at);
+        for (int form = 0; form < FORMS && length > 0; form++)
+            for (unsigned char *found = part; (found = memmem(found, part + length - found, old_forms[form], form_length[form])); found++)
+                if (memory_count < MOST_MEMORIES) memories[memory_count++] = (struct memory){memory, at + (found - part), form};
+    }
+}
+
+static void remember_process(pid_t pid) {
+    char path[64], line[512];
+    snprintf(path, sizeof path, "/proc/%d/maps", pid);
+    FILE *maps = fopen(path, "re");
+    snprintf(path, sizeof path, "/proc/%d/mem", pid);
+    int memory = open(path, O_RDWR | O_CLOEXEC), before = memory_count;
+    while (maps && memory >= 0 && fgets(line, sizeof line, maps)) {
+        unsigned long from, to;
+        char rights[8];
+        if (sscanf(line, "%lx-%lx %7s", &from, &to, rights) == 3 && strcmp(rights, "rw-p") == 0) seek_in(memory, from, to);
+    }
+    if (maps) fclose(maps);
+    if (memory >= 0 && memory_count == before) close(memory);
+}
+
+static void remember_processes(void) {
+    char boot_id[64], machine_id[64];
+    read_word("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
+    read_word("/etc/machine-id", machine_id, sizeof machine_id);
+    if (strlen(boot_id) != 36 || strlen(machine_id) != 32) return; /* nothing remembers what is not there */
+    forms_of(boot_id, machine_id, old_forms);
+    DIR *processes = opendir("/proc");
+    struct dirent *entry;
+    while (processes && (entry = readdir(processes))) {
+        char path[300], name[32];
+        int pid = atoi(entry->d_name);
+        if (pid <= 0 || pid == getpid()) continue;
+        remember_process(pid);
+        snprintf(path, sizeof path, "/proc/%s/comm", entry->d_name);
+        read_word(path, name, sizeof name);
+        if (strcmp(name, "systemd-journal") == 0) journal = pid;
+    }
+    if (processes) closedir(processes);
+}
+
+/* What is not what it was is something else by now. */
+static void remind_processes(const struct identity *who) {
+    unsigned char forms[FORMS][40], there[40];
+    forms_of(who->boot_id, who->machine_id, forms);
+    for (int index = 0; index < memory_count; index++) {
+        const struct memory *one = &memories[index];
+        size_t length = form_length[one->form];
+        if (pread(one->process, there, length, one->place) == (ssize_t)length && memcmp(there, old_forms[one->form], length) == 0)
+            if (pwrite(one->process, forms[one->form], length, one->place) < 0) perror("a process");
+    }
+}
+
 /* --- what waits ------------------------------------------------------------------------------------------------------- */
 
 static void release(void) {
@@ -383,6 +492,32 @@ static void answer(const char *interface) {
     fflush(port);
 }
 
+/* A new clock, name and card wake up many; they come afterwards. */
+static void before_all_others(int policy, int priority) {
+    struct sched_param wanted = {.sched_priority = priority};
+    if (sched_setscheduler(0, policy, &wanted)) perror("the priority");
+}
+
+/* A port of a virtio-serial device, by the name that the server gave it. -1 if there is none after some seconds. */
+static int open_port(const char *name) {
+    char path[300], found[64];
+    for (int tries = 0; tries < 100; tries++, usleep(100000)) {
+        DIR *ports = opendir("/sys/class/virtio-ports");
+        struct dirent *entry;
+        while (ports && (entry = readdir(ports))) {
+            snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
+            read_word(path, found, sizeof found);
+            if (entry->d_name[0] == '.' || strcmp(found, name)) continue;
+            snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+            closedir(ports);
+            return open(path, O_RDWR | O_CLOEXEC);
+        }
+        if (ports) closedir(ports);
+    }
+    errno = ENODEV;
+    return -1;
+}
+
 int main(int count, char **words) {
     if (count >= 2 && strcmp(words[1], "hold") == 0) return hold(words + 2);
     if (count == 2 && strcmp(words[1], "release") == 0) {
@@ -394,12 +529,7 @@ int main(int count, char **words) {
         return 2;
     }
     /* A port can be opened only once. */
-    int opened = open(words[1], O_RDWR | O_CLOEXEC | O_NOCTTY);
-    struct termios terminal;
-    if (opened >= 0 && !tcgetattr(opened, &terminal)) {
-        cfmakeraw(&terminal);
-        tcsetattr(opened, TCSANOW, &terminal);
-    }
+    int opened = open_port(words[1]);
     server = opened < 0 ? NULL : fdopen(opened, "r");
     port = server ? fdopen(fcntl(opened, F_DUPFD_CLOEXEC, 0), "w") : NULL;
     if (!port) {
@@ -407,26 +537,34 @@ int main(int count, char **words) {
         return 1;
     }
     let_go_of_cards();
+    remember_processes();
+    before_all_others(SCHED_FIFO, 10);
+    prepare_to_take_cards();
     fputs("waiting 2\n", port);
     fflush(port);
     static struct identity who;
     listen_to_server(&who);
     mark("hear");
+    if (journal) kill(journal, SIGSTOP);
     reseed(&who);
     mark("random");
-    take_cards();
-    mark("card");
+    sem_post(&card_wanted);
     name_machine(&who);
     mark("name");
-    address_machine(&who, words[2]);
-    mark("address");
+    remind_processes(&who);
+    mark("processes");
     /* User data may want other users than the image's: then cloud-init makes them. */
     if (!who.user_data || strcmp(words[3], "root") == 0) let_in(&who, words[3]);
     if (!who.user_data && access("/etc/ssh/sshd_config", F_OK) == 0) give_host_keys(&who);
     mark("keys");
+    sem_wait(&card_there);
+    mark("card");
+    address_machine(&who, words[2]);
+    mark("address");
     ask_time();
     mark("clock");
     answer(words[2]);
+    before_all_others(SCHED_OTHER, 0);
     if (!who.user_data) release();
     execl(words[4], words[4], who.instance, (char *)NULL);
     perror(words[4]);

@@ -11,6 +11,8 @@ from pathlib import Path
 
 #: Of the words between the server and the unit (`resume.c`); image.json has it as `resume`.
 PROTOCOL = 2
+#: The port between them (qemu_command.py has it too).
+PORT = "haneul.resume"
 
 TINY_SCRIPTS = {
     "lib/haneul/resumed": """\
@@ -86,7 +88,8 @@ After=getty.target dbus.service systemd-logind.service systemd-resolved.service 
 [Service]
 Type=simple
 ExecStartPre=/usr/lib/haneul/prepare
-ExecStart={_PROGRAM} /dev/ttyS1 eth0 admin /usr/lib/haneul/resumed
+ExecStartPre=-/sbin/modprobe virtio_console
+ExecStart={_PROGRAM} {PORT} eth0 admin /usr/lib/haneul/resumed
 TimeoutStartSec=600
 KillMode=process
 
@@ -107,6 +110,13 @@ systemctl stop cloud-final.service cloud-init.target
 keys=$(mktemp -d /run/haneul/keys.XXXXXX)
 ssh-keygen -q -t ed25519 -N '' -f $keys/host
 ssh-keygen -q -t ed25519 -N '' -f $keys/user
+# The journal of a template ends by the signal that leaves in its sockets what its clone has said.
+mkdir -p /run/systemd/system/systemd-journald.service.d
+printf '[Service]\\nKillSignal=SIGKILL\\nSuccessExitStatus=KILL\\n' >/run/systemd/system/systemd-journald.service.d/haneul.conf
+systemctl daemon-reload
+# The user's own manager is there when the user comes: it takes an emulated processor seconds to start.
+mount -t tmpfs -o size=64k,mode=755 tmpfs /var/lib/systemd/linger
+loginctl enable-linger admin
 # A login over the loopback interface, as every part of it will be needed.
 home=$(getent passwd admin | cut -d: -f6)
 install -d -m 700 -o admin -g admin $home/.ssh
@@ -120,7 +130,6 @@ for name in wtmp btmp lastlog; do : >/var/log/$name; done
 mv /etc/sudoers.d/90-cloud-init-users {_SUDO}
 rm -f /var/lib/systemd/random-seed /var/log/cloud-init*.log $home/.cache/motd.legal-displayed $home/.sudo_as_admin_successful
 rmdir $home/.cache 2>/dev/null
-systemctl stop user@$(id -u admin).service
 sync
 exit 0
 """,
@@ -141,14 +150,16 @@ for name, config in users.items():
 export LC_ALL=C.UTF-8
 if [ -e /run/haneul/user-data ]; then
     # User data says who may log in: there is nobody until cloud-init has read it.
-    userdel -r admin 2>/dev/null
+    loginctl disable-linger admin
+    loginctl terminate-user admin
+    userdel -f -r admin 2>/dev/null
     rm -f {_SUDO} {FLAG}
 else
     # cloud-init's other settings of this boot are there too; the keys that the server gave stay.
     echo 'ssh_deletekeys: false' >>/run/cloud-init/cloud.cfg
 fi
-# systemd itself remembers the machine and its boot (%m, %b).
-systemctl daemon-reexec
+# Who waits to log in comes first.
+sleep 3
 # The kernel's messages go to the journal again, which is a new one: of this machine, this boot and this name.
 rm -rf /var/log/journal/* /run/log/journal/* /run/systemd/journal/kernel-seqnum
 systemctl restart systemd-journald.service
@@ -162,6 +173,8 @@ systemctl start cloud-init.service
 rm -f {_SUDO}
 if [ -e /run/haneul/user-data ]; then {_PROGRAM} release; fi
 /lib/systemd/systemd-update-utmp reboot
+loginctl disable-linger admin 2>/dev/null
+umount -l /var/lib/systemd/linger
 """,
 }
 
