@@ -56,6 +56,8 @@ class Haneul:
             "HANEUL_PORT": str(self.port),
             "HANEUL_ACCELERATOR": "tcg",
             "HANEUL_STOP_SECONDS": "60",
+            # Those that boot here need the processors: templates are made where a test is about them.
+            "HANEUL_WARM": "off",
             **settings,
         }
 
