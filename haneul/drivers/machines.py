@@ -27,7 +27,7 @@ from qemu.qmp import QMPClient, QMPError
 from haneul.drivers import files, locks, warm
 from haneul.drivers.engine import Boot, Engine, Resume
 from haneul.drivers.interface import DriverError
-from haneul.drivers.places import Places, cold
+from haneul.drivers.places import Places, cold, take_back_cold
 from haneul.drivers.run import run
 from haneul.model.assignment import MachineReport, MachineSpec
 from haneul.model.generation import ABILITIES, parse
@@ -322,7 +322,7 @@ class Machines:
         if first:
             await self._kill(places)
             for file in disks.values():
-                _take_back_cold(file)
+                take_back_cold(file)
         await self._prepare(places, uid)
         for file in disks.values():
             os.chown(file, uid, uid)
@@ -336,7 +336,7 @@ class Machines:
             resume = await asyncio.to_thread(self._spawn, engine, given)
             if resume is not None and not await self._resumed(engine, spec, places, resume):
                 for file in disks.values():
-                    _take_back_cold(file)
+                    take_back_cold(file)
                 await self._prepare(places, uid)
                 _write_json(places.boot, boot)
                 await asyncio.to_thread(self._spawn, engine, replace(given, warm=False))
@@ -359,11 +359,12 @@ class Machines:
         """Whether the machine goes on from its template, as itself. If not, nothing of it is left but its files."""
         try:
             with resume.port, resume.monitor:
-                await warm.go_on(spec, resume)
+                # Those that start at once share the processors.
+                await warm.go_on(spec, resume, warm.ALONE_SECONDS + warm.EACH_SECONDS * len(self._resuming))
             return True
         except (DriverError, OSError, TimeoutError) as error:
             said = _plain(" ".join(_tail(places.errors, 200).decode(errors="replace").split()))
-            why = f"{str(error) or type(error).__name__} {said}".strip()
+            why = f"{_plain(error) or type(error).__name__} {said}".strip()
             log.warning("%s boots cold, its template does not do: %s", spec.instance_id, why)
             await self._kill(places)
             return False
@@ -484,7 +485,18 @@ class Machines:
 
     # --- ending -----------------------------------------------------------------------------------------
 
+    async def _give_up_resuming(self, instance_id: str, disks: Iterable[Path]) -> None:
+        """haneul ended while the guest was not itself yet: what runs of it has no owner, and a disk that is not its own."""
+        places = self.places(instance_id)
+        boot = _read_json(places.boot) or {}
+        if boot.get("resuming") and instance_id not in self._resuming:
+            await self._kill(places)
+            for disk in disks:
+                take_back_cold(disk)
+            _write_json(places.boot, {name: value for name, value in boot.items() if name != "resuming"})
+
     async def ensure_stopped(self, spec: MachineSpec) -> MachineReport:
+        await self._give_up_resuming(spec.instance_id, [self._volume_file(disk.volume_id) for disk in spec.disks])
         found = self._look(spec.instance_id)
         if found.power in ("running", "stopping"):
             await self._end(spec.instance_id, "stop", spec.stop_seconds, spec.force)
@@ -547,6 +559,10 @@ class Machines:
 
     async def power_off(self, seconds: int) -> None:
         """Every machine, orderly, in at most `seconds`. Used when haneul itself is not running."""
+        for path in list(self.directory.iterdir()) if self.directory.is_dir() else []:
+            places = self.places(path.name)
+            if (_read_json(places.boot) or {}).get("resuming"):
+                await self._kill(places)  # its disk is taken back by the next start, or by the next haneul
         while running := [
             one for one, found in (await self.observe()).items() if found.power in ("running", "stopping")
         ]:
@@ -576,12 +592,6 @@ class Machines:
             return _tail(places.screen, 64 << 20)
         finally:
             places.screen.unlink(missing_ok=True)
-
-
-def _take_back_cold(disk: Path) -> None:
-    """A machine that was to go on from a template, and did not: its disk is as it was made."""
-    with contextlib.suppress(FileNotFoundError):
-        cold(disk).rename(disk)
 
 
 async def _remove_tree(path: Path) -> None:

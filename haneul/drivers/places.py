@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,3 +79,12 @@ def confined(uid: int, groups: list[int], command: list[str]) -> list[str]:
 def cold(disk: Path) -> Path:
     """Where a volume's own file is while a machine tries to go on from a template."""
     return disk.with_name(f".{disk.stem}.cold")
+
+
+def take_back_cold(disk: Path) -> None:
+    """A machine that was to go on from a template, and did not: its disk is as it was made."""
+    disk.with_name(f".{disk.stem}.new").unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        cold(disk).rename(disk)
+        # Two names of one file: then rename(2) does nothing.
+        cold(disk).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from haneul.drivers import probe, qemu_command
 from haneul.drivers.engine import Boot, Launch, Resume
-from haneul.drivers.places import cold, confined
+from haneul.drivers.places import cold, confined, take_back_cold
 from haneul.drivers.qemu_command import Accelerator, Kernel, Warm
 from haneul.drivers.templates import Shape, Template, Templates
 from haneul.model.assignment import MachineSpec
@@ -50,13 +50,18 @@ class QemuEngine:
         def launched(
             given: list[str] | None, descriptors: tuple[int, ...] = (), resume: Resume | None = None
         ) -> Launch:
-            words = confined(boot.uid, groups, qemu_command.lives(own, given, boot.places, boot.feed))
+            words = confined(boot.uid, groups, qemu_command.lives(own, given, boot.places, boot.feed, descriptors))
             return Launch(words, descriptors, resume)
 
         kernel = self._kernel(boot.spec) if boot.first else None
         template = self._template(boot, accelerator) if kernel is not None and boot.warm else None
         if template is not None:
-            return self._from_template(boot, template, accelerator, launched)
+            try:
+                return self._from_template(boot, template, accelerator, launched)
+            except OSError as error:
+                log.warning("%s boots cold, its disks could not be exchanged: %s", boot.spec.instance_id, error)
+                for disk in boot.files.values():
+                    take_back_cold(disk)
         if kernel is None:
             return launched(None)
         return launched(qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, kernel))
@@ -88,10 +93,15 @@ class QemuEngine:
         for disk in others:
             # A guest that did not become itself may have written there: then the machine boots cold with the volume as it was.
             _exchange(disk, disk, boot.uid)
-        port, guest = socket.socketpair()
-        monitor, qemu = socket.socketpair()
+        # What can fail comes first: descriptors that nobody takes would stay.
         state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
-        memory = os.dup(template.memory)
+        try:
+            memory = os.dup(template.memory)
+            port, guest = socket.socketpair()
+            monitor, qemu = socket.socketpair()
+        except OSError:
+            os.close(state)
+            raise
         warm = Warm(f"/proc/self/fd/{memory}", guest.fileno(), shared=False, monitor=qemu.fileno())
         words = qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, warm=warm)
         plugged = qemu_command.plugged(boot.spec)

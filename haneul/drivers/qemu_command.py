@@ -197,12 +197,15 @@ def command(
     return out
 
 
-def lives(boots: list[str], given: list[str] | None, places: Places, feed: int) -> list[str]:
+def lives(
+    boots: list[str], given: list[str] | None, places: Places, feed: int, lent: tuple[int, ...] = ()
+) -> list[str]:
     """A shell that runs the machine from boot to boot: `given` first if there is one, then always `boots`.
 
     A guest's reset ends QEMU, and a fresh one boots the disk's own boot loader: QEMU would start a given kernel
     again though the guest may have installed another, and TCG is several times slower after a reset in the same
-    process. The shell makes this independent of haneul; `feed` is the writing end of the event monitor's input.
+    process. The shell makes this independent of haneul; `feed` is the writing end of the event monitor's input. `lent` are
+    descriptors for the first of them alone: a template's memory is not kept for longer, and who listens hears its end.
     """
     events = shlex.quote(str(places.events))
     # Each boot begins with a line of its own: an older boot's end is not taken for this one's.
@@ -212,6 +215,7 @@ def lives(boots: list[str], given: list[str] | None, places: Places, feed: int) 
 echo {OOM_SCORE} > /proc/self/oom_score_adj
 {shlex.join(given or boots)}
 code=$?
+{"exec " + " ".join(f"{one}>&-" for one in lent) if lent else ":"}
 while [ $code -eq 0 ]; do
   case "$(grep -e '"BOOT"' -e '"SHUTDOWN"' {events} | tail -n 1)" in *'"guest-reset"'*) ;; *) break ;; esac
   echo {shlex.quote(BOOT)}
@@ -221,4 +225,5 @@ while [ $code -eq 0 ]; do
 done
 printf '{{"event": "EXIT", "data": {{"code": %d}}}}\\n' $code
 exit $code"""
-    return ["/bin/sh", "-c", script]
+    # dash closes no descriptor of two digits.
+    return ["/bin/bash" if lent else "/bin/sh", "-c", script]

@@ -20,7 +20,9 @@ from haneul.model.assignment import MachineSpec
 log = logging.getLogger(__name__)
 
 #: From the start of the program to the guest's answer, at most (seconds): half a second alone, half a minute when fifty start at once.
-DEADLINE = 120.0
+ALONE_SECONDS, EACH_SECONDS = 20.0, 2.0
+#: So often a guest asks for the time, at most; and so much it says in a line (bytes). It may be anybody's.
+MOST_QUESTIONS, MOST_LINE = 16, 4096
 #: Bytes for the guest's random pool.
 SEED = 128
 
@@ -46,7 +48,7 @@ def answered(line: str) -> dict[str, str]:
     return dict(part.partition("=")[::2] for part in rest.split(" "))
 
 
-async def go_on(spec: MachineSpec, resume: Resume) -> None:
+async def go_on(spec: MachineSpec, resume: Resume, seconds: float = ALONE_SECONDS) -> None:
     """From QEMU's first word: the devices' state in, the guest told who it is and heard. Raises `DriverError`."""
     began = time.monotonic()
     machine_id, boot_id = secrets.token_hex(16), str(uuid.uuid4())
@@ -54,7 +56,7 @@ async def go_on(spec: MachineSpec, resume: Resume) -> None:
     port.setblocking(False)
     # What was copied is on its way to the disk while QEMU starts: the resizing has to wait for that.
     flushed = asyncio.get_running_loop().run_in_executor(None, _flush, resume.disk)
-    async with asyncio.timeout(DEADLINE), qmp.connected(resume.monitor) as client:
+    async with asyncio.timeout(seconds), qmp.connected(resume.monitor) as client:
         started = time.monotonic()
         await client.execute("migrate-set-capabilities", qmp.IGNORE_SHARED)
         await client.execute("migrate-incoming", {"uri": f"fd:{resume.state}"})
@@ -65,7 +67,9 @@ async def go_on(spec: MachineSpec, resume: Resume) -> None:
         await _send(port, told(spec, machine_id, boot_id, secrets.token_bytes(SEED)))
         await client.execute("cont")
         await _send(port, _time() + "end\n")
-        while (line := await _line(port)) == "time?":
+        for _ in range(MOST_QUESTIONS):
+            if (line := await _line(port)) != "time?":
+                break
             await _send(port, _time())
         found = answered(line)
         _check(found, spec, machine_id, boot_id)
@@ -75,8 +79,13 @@ async def go_on(spec: MachineSpec, resume: Resume) -> None:
             await client.execute("device_add", device)
     log.info(
         "%s goes on from a template: started %.3f s, loaded %.3f s, answered %.3f s, of these in the guest (us) %s",
-        spec.instance_id, started - began, loaded - started, done - loaded, found.get("spent", "?"),
+        spec.instance_id, started - began, loaded - started, done - loaded, _spent(found),
     )  # fmt: skip
+
+
+def _spent(found: dict[str, str]) -> str:
+    """Where the guest says that its time went: words of a guest, which go into a log."""
+    return "".join(one for one in found.get("spent", "?") if one.isalnum() or one in ":,?")[:200]
 
 
 def _check(found: dict[str, str], spec: MachineSpec, machine_id: str, boot_id: str) -> None:
@@ -118,5 +127,7 @@ async def _line(port: socket.socket) -> str:
         some = await asyncio.get_running_loop().sock_recv(port, 4096)
         if not some:
             raise DriverError("the machine ended before its guest answered")
-        said = (said + some)[-65536:]
+        said += some
+        if len(said) > MOST_LINE:
+            raise DriverError("the guest's answer is too long")
     return said.partition(b"\n")[0].decode(errors="replace").replace("\r", "")

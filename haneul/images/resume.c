@@ -24,6 +24,7 @@
 #include <net/if_arp.h>
 #include <net/route.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <pwd.h>
 #include <sched.h>
@@ -191,6 +192,7 @@ static void listen_to_server(struct identity *who) {
         if (strncmp(line, "instance ", 9) == 0) mark("");
         line[strcspn(line, "\n")] = 0;
         if (strcmp(line, "end") == 0) {
+            explicit_bzero(line, size);
             free(line);
             return;
         }
@@ -259,7 +261,7 @@ static void prepare_to_take_cards(void) {
 
 /* --- making it so ------------------------------------------------------------------------------------------------------ */
 
-static void reseed(const struct identity *who) {
+static void reseed(struct identity *who) {
     struct {
         int entropy_count, buf_size;
         unsigned char buf[SEED];
@@ -269,6 +271,7 @@ static void reseed(const struct identity *who) {
     if (random < 0 || ioctl(random, RNDADDENTROPY, &pool) || ioctl(random, RNDRESEEDCRNG)) fail("the random pool");
     close(random);
     explicit_bzero(&pool, sizeof pool);
+    explicit_bzero(who->seed, sizeof who->seed);
 }
 
 static void name_machine(const struct identity *who) {
@@ -458,9 +461,9 @@ static void release(void) {
 
 static int hold(char **words) {
     if (access(FLAG, F_OK) == 0 && (mkfifo(DOOR, 0600) == 0 || errno == EEXIST)) {
-        /* Opening it waits for the one who opens it for writing. */
-        int door = open(DOOR, O_RDONLY | O_CLOEXEC);
-        if (door >= 0) close(door);
+        struct pollfd door = {.fd = open(DOOR, O_RDONLY | O_NONBLOCK | O_CLOEXEC), .events = POLLIN};
+        /* Until somebody has opened it for writing. Who let go before it was opened here has taken the flag away. */
+        if (door.fd >= 0 && access(FLAG, F_OK) == 0) poll(&door, 1, -1);
         return 0; /* what it would run, a template has run already */
     }
     if (!words[0]) return 0;

@@ -36,6 +36,7 @@ _AFTERWARDS = (
 
 #: What the image's user may, until cloud-init has said the same.
 _SUDO = "/etc/sudoers.d/90-haneul-resumed"
+_KEEP_KEYS = "/etc/cloud/cloud.cfg.d/99_haneul_resumed.cfg"
 
 #: In a boot targets keep this order. In a clone they have been reached already.
 _ORDER = {
@@ -61,6 +62,12 @@ DEBIAN_FILES = {
 [Service]
 ExecStartPre=
 ExecStartPre={_PROGRAM} hold /usr/sbin/sshd -t
+TimeoutStartSec=infinity
+""",
+    # In whichever boot that is.
+    "etc/systemd/system/cloud-init.service.d/haneul-resumed.conf": f"""\
+[Service]
+ExecStartPost=-/bin/sh -c 'rm -f {_KEEP_KEYS}; [ ! -e /etc/sudoers.d/90-cloud-init-users ] || rm -f {_SUDO}'
 """,
     "etc/systemd/system/haneul-template.service": f"""\
 [Unit]
@@ -91,6 +98,7 @@ ExecStartPre=/usr/lib/haneul/prepare
 ExecStartPre=-/sbin/modprobe virtio_console
 ExecStart={_PROGRAM} {PORT} eth0 admin /usr/lib/haneul/resumed
 TimeoutStartSec=600
+ExecStopPost=-/bin/systemctl kill -s CONT systemd-journald.service
 KillMode=process
 
 [Install]
@@ -117,13 +125,12 @@ systemctl daemon-reload
 # The user's own manager is there when the user comes: it takes an emulated processor seconds to start.
 mount -t tmpfs -o size=64k,mode=755 tmpfs /var/lib/systemd/linger
 loginctl enable-linger admin
-# A login over the loopback interface, as every part of it will be needed.
+# A login, as every part of it will be needed; over a pipe: the kernel's secrets of TCP, which are made once, shall not be every clone's.
 home=$(getent passwd admin | cut -d: -f6)
 install -d -m 700 -o admin -g admin $home/.ssh
 install -m 600 -o admin -g admin $keys/user.pub $home/.ssh/authorized_keys
-/usr/sbin/sshd -h $keys/host -o ListenAddress=127.0.0.1 -o PidFile=$keys/pid
-ssh -q -i $keys/user -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null admin@127.0.0.1 sudo true
-kill $(cat $keys/pid)
+ssh -q -i $keys/user -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \\
+    -o "ProxyCommand=/usr/sbin/sshd -i -h $keys/host" admin@localhost sudo true
 rm -rf $keys $home/.ssh
 /usr/bin/python3 -c 'import cloudinit.cmd.main, cloudinit.sources.DataSourceEc2, cloudinit.config.cc_ssh'
 for name in wtmp btmp lastlog; do : >/var/log/$name; done
@@ -155,11 +162,12 @@ if [ -e /run/haneul/user-data ]; then
     userdel -f -r admin 2>/dev/null
     rm -f {_SUDO} {FLAG}
 else
-    # cloud-init's other settings of this boot are there too; the keys that the server gave stay.
-    echo 'ssh_deletekeys: false' >>/run/cloud-init/cloud.cfg
+    # The keys that the server gave stay, also if cloud-init comes to them in another boot.
+    echo 'ssh_deletekeys: false' >{_KEEP_KEYS}
 fi
 # Who waits to log in comes first.
 sleep 3
+sync
 # The kernel's messages go to the journal again, which is a new one: of this machine, this boot and this name.
 rm -rf /var/log/journal/* /run/log/journal/* /run/systemd/journal/kernel-seqnum
 systemctl restart systemd-journald.service
@@ -170,7 +178,6 @@ printf '[Network]\\nKeepConfiguration=static\\n' >/run/systemd/network/10-cloud-
 # In this order: what comes later waits for what was ordered before.
 systemctl start --no-block cloud-init.target systemd-networkd.service systemd-networkd.socket systemd-timesyncd.service getty.target
 systemctl start cloud-init.service
-rm -f {_SUDO}
 if [ -e /run/haneul/user-data ]; then {_PROGRAM} release; fi
 /lib/systemd/systemd-update-utmp reboot
 loginctl disable-linger admin 2>/dev/null

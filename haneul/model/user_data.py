@@ -14,7 +14,6 @@ from functools import lru_cache
 _HARMLESS = frozenset(
     [
         "apt",
-        "bootcmd",
         "byobu_by_default",
         "ca_certs",
         "ca-certs",
@@ -58,6 +57,18 @@ _HARMLESS = frozenset(
         "apt_reboot_if_required",
     ]
 )
+_WAYS_IN = (
+    "ssh",
+    "/home",
+    "/etc/skel",
+    "/etc/pam",
+    "/etc/security",
+    "nologin",
+    "/etc/passwd",
+    "/etc/shadow",
+    "/etc/group",
+    "sudoers",
+)
 _KEY = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(\s|$)")
 
 
@@ -74,12 +85,13 @@ def decides_who_logs_in(data: str | None) -> bool:
         text = base64.b64decode(data).decode()
     except (binascii.Error, ValueError):
         return True
+    low = text.lower()
     if text.startswith("#!"):
-        return False
+        return "mime-version:" in low[:4096]  # then cloud-init takes it for a message
     first, _, rest = text.partition("\n")
     lines = [line for line in rest.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    # Files are written before the SSH server starts, which may be told something else by them.
-    if first.strip() != "#cloud-config" or "ssh" in text.lower():
+    # Files are written and file systems mounted before the SSH server starts, and before users get their homes.
+    if first.strip() != "#cloud-config" or "\\" in text or any(word in low for word in _WAYS_IN):
         return True
     # Where the first key is not indented, no indented one is of the same level.
     return bool(lines and not _KEY.match(lines[0])) or not all(_is_harmless(line) for line in lines)
