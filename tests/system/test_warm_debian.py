@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 #: A unit that says what systemd itself takes for the machine and its boot; the files beside it; what is left of the template.
 ASK = """
-printf '[Service]\\nType=oneshot\\nExecStart=/bin/echo ids %m %b %H\\n' | sudo tee /run/systemd/system/ask.service >/dev/null
+printf '[Service]\\nType=oneshot\\nExecStart=/bin/echo ids %%m %%b %%H\\n' | sudo tee /run/systemd/system/ask.service >/dev/null
 sudo systemctl daemon-reload && sudo systemctl start ask
 sudo journalctl -u ask -o cat --no-pager | grep ^ids
 echo "ids $(cat /etc/machine-id) $(tr -d - </proc/sys/kernel/random/boot_id) $(hostname)"
