@@ -17,14 +17,12 @@ import stat
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from qemu.qmp import QMPClient, QMPError
-
-from haneul.drivers import files, locks, warm
+from haneul.drivers import files, locks, qmp, warm
 from haneul.drivers.engine import Boot, Engine, Resume
 from haneul.drivers.interface import DriverError
 from haneul.drivers.places import Places, cold, take_back_cold
@@ -470,17 +468,10 @@ class Machines:
 
     async def _qmp(self, places: Places, command: str, **arguments: object) -> object:
         """One command on a connection of its own. Raises `DriverError`."""
-        client = QMPClient("haneul")
         try:
-            async with asyncio.timeout(QMP_TIMEOUT):
-                with _socket(places.qmp) as path:
-                    await client.connect(path)
-                try:
-                    return await client.execute(command, arguments or None)
-                finally:
-                    with contextlib.suppress(QMPError, OSError, EOFError):
-                        await client.disconnect()
-        except (QMPError, OSError, EOFError, TimeoutError) as error:
+            async with asyncio.timeout(QMP_TIMEOUT), qmp.connected(places.qmp) as client:
+                return await client.execute(command, arguments or None)
+        except (DriverError, TimeoutError) as error:
             raise DriverError(f"QMP {command}: {error or type(error).__name__}") from None
 
     # --- ending -----------------------------------------------------------------------------------------
@@ -488,12 +479,11 @@ class Machines:
     async def _give_up_resuming(self, instance_id: str, disks: Iterable[Path]) -> None:
         """haneul ended while the guest was not itself yet: what runs of it has no owner, and a disk that is not its own."""
         places = self.places(instance_id)
-        boot = _read_json(places.boot) or {}
-        if boot.get("resuming") and instance_id not in self._resuming:
-            await self._kill(places)
+        if (_read_json(places.boot) or {}).get("resuming") and instance_id not in self._resuming:
+            if locks.held(places.lock):
+                await self._kill(places)
             for disk in disks:
                 take_back_cold(disk)
-            _write_json(places.boot, {name: value for name, value in boot.items() if name != "resuming"})
 
     async def ensure_stopped(self, spec: MachineSpec) -> MachineReport:
         await self._give_up_resuming(spec.instance_id, [self._volume_file(disk.volume_id) for disk in spec.disks])
@@ -598,18 +588,6 @@ async def _remove_tree(path: Path) -> None:
     """Whatever a machine may have left there: folders in folders, too deep for Python's own way to remove them."""
     if os.path.lexists(path):  # a process costs a first boot ten milliseconds
         await run(["rm", "-rf", "--", str(path)])
-
-
-@contextlib.contextmanager
-def _socket(path: Path) -> Iterator[str]:
-    """A path that leads to this very socket. The folder belongs to the machine: a link there is not followed."""
-    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            raise DriverError(f"{path} is not a socket")
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def _tail(path: Path, most: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -93,20 +94,18 @@ class QemuEngine:
         for disk in others:
             # A guest that did not become itself may have written there: then the machine boots cold with the volume as it was.
             _exchange(disk, disk, boot.uid)
-        # What can fail comes first: descriptors that nobody takes would stay.
-        state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with contextlib.ExitStack() as undo:
+            state = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
+            undo.callback(os.close, state)
             memory = os.dup(template.memory)
-            port, guest = socket.socketpair()
-            monitor, qemu = socket.socketpair()
-        except OSError:
-            os.close(state)
-            raise
-        warm = Warm(f"/proc/self/fd/{memory}", guest.fileno(), shared=False, monitor=qemu.fileno())
-        words = qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, warm=warm)
-        plugged = qemu_command.plugged(boot.spec)
-        resume = Resume(state, port, monitor, root, boot.spec.disks[0].size_gib << 30, plugged)
-        return launched(words, (memory, state, guest.detach(), qemu.detach()), resume)
+            undo.callback(os.close, memory)
+            (port, guest), (monitor, qemu) = _pair(undo), _pair(undo)
+            warm = Warm(f"/proc/self/fd/{memory}", guest.fileno(), shared=False, monitor=qemu.fileno())
+            words = qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, warm=warm)
+            plugged = qemu_command.plugged(boot.spec)
+            resume = Resume(state, port, monitor, root, boot.spec.disks[0].size_gib << 30, plugged)
+            undo.pop_all()
+            return launched(words, (memory, state, guest.detach(), qemu.detach()), resume)
 
     def _kernel(self, spec: MachineSpec) -> Kernel | None:
         """The image's kernel: for a root disk that is an overlay on that image and was never booted."""
@@ -121,6 +120,11 @@ class QemuEngine:
 
 def shape(spec: MachineSpec, accelerator: Accelerator) -> Shape:
     return Shape(spec.image, spec.instance_type, spec.vcpus, spec.memory_mib, accelerator)
+
+
+def _pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    here, there = socket.socketpair()
+    return undo.enter_context(here), undo.enter_context(there)
 
 
 def _too_large(boot: Boot) -> str:

@@ -115,7 +115,8 @@ export LC_ALL=C.UTF-8
 until [ -p /run/haneul/hold ]; do sleep 0.2; done
 # Waiting for sshd to be there, they would begin in the clone at once, and in the wrong order.
 systemctl stop cloud-final.service cloud-init.target
-keys=$(mktemp -d /run/haneul/keys.XXXXXX)
+keys=/run/haneul/keys
+mkdir -m 700 $keys
 ssh-keygen -q -t ed25519 -N '' -f $keys/host
 ssh-keygen -q -t ed25519 -N '' -f $keys/user
 # The journal of a template ends by the signal that leaves in its sockets what its clone has said.
