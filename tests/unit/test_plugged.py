@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +14,13 @@ from typing import cast
 
 import pytest
 
-from haneul.drivers import qemu
+from haneul.drivers import locks, qemu, qemu_command
 from haneul.drivers.engine import Boot
+from haneul.drivers.machines import Machines
 from haneul.drivers.places import Places, cold
 from haneul.drivers.qemu import QemuEngine
 from haneul.drivers.templates import Templates
+from haneul.images import recipes, resume
 from haneul.model.assignment import DiskSpec, GuestIdentity, NicSpec
 from tests.contract.test_machines import SPEC
 
@@ -113,3 +119,42 @@ def test_a_disk_that_cannot_be_exchanged_costs_no_descriptor(engine: QemuEngine,
     assert engine.launch(boot).resume is None, "it boots cold"
     assert not cold(boot.files["vol-1"]).exists()
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize("how", ["stop", "power off"])
+def test_what_a_dead_haneul_left_half_resumed_ends_when_it_is_stopped(tmp_path: Path, how: str) -> None:
+    """Its process goes and, when the cloud stops it, its volume is again as it was made."""
+    disk = tmp_path / "vol-1.qcow2"
+    machines = Machines(tmp_path / "instances", lambda _: disk, 1, {}, lambda: None)
+    places = machines.places("i-1")
+    places.directory.mkdir(parents=True)
+    disk.write_bytes(b"the template's")
+    cold(disk).write_bytes(b"its own")
+    places.boot.write_text(json.dumps({"boot_count": 1, "accelerator": "tcg", "begun": False, "resuming": True}))
+    lock = locks.take(places.lock)
+    assert lock is not None
+    process = subprocess.Popen(["sleep", "600"], pass_fds=(lock,))
+    os.close(lock)
+    try:
+        asyncio.run(machines.ensure_stopped(spec) if how == "stop" else machines.power_off(5))
+        assert process.wait(10) == -signal.SIGKILL and not locks.held(places.lock)
+        report = asyncio.run(machines.observe())["i-1"]
+        assert (report.power, report.boot_count) == ("off", 0), "that boot has not happened"
+        assert disk.read_bytes() == (b"its own" if how == "stop" else b"the template's")
+    finally:
+        process.kill()
+
+
+def test_server_and_guest_mean_the_same_port() -> None:
+    words = qemu_command.command(
+        SPEC,
+        Places(Path("/")),
+        {"vol-1": Path("/disk")},
+        {"eni-1": 9},
+        "tcg",
+        warm=qemu_command.Warm("/m", 5, shared=True),
+    )
+    assert (
+        any(word.endswith(f"name={resume.PORT}") for word in words)
+        and f"resume {resume.PORT} " in recipes.TINY_SCRIPTS["lib/haneul/boot"]
+    )
