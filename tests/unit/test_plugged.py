@@ -136,7 +136,9 @@ def test_what_a_dead_haneul_left_half_resumed_ends_when_it_is_stopped(tmp_path: 
     process = subprocess.Popen(["sleep", "600"], pass_fds=(lock,))
     os.close(lock)
     try:
-        asyncio.run(machines.ensure_stopped(spec) if how == "stop" else machines.power_off(5))
+        asyncio.run(
+            machines.ensure_stopped(replace(SPEC, instance_id="i-1")) if how == "stop" else machines.power_off(5)
+        )
         assert process.wait(10) == -signal.SIGKILL and not locks.held(places.lock)
         report = asyncio.run(machines.observe())["i-1"]
         assert (report.power, report.boot_count) == ("off", 0), "that boot has not happened"
@@ -146,15 +148,8 @@ def test_what_a_dead_haneul_left_half_resumed_ends_when_it_is_stopped(tmp_path: 
 
 
 def test_server_and_guest_mean_the_same_port() -> None:
-    words = qemu_command.command(
-        SPEC,
-        Places(Path("/")),
-        {"vol-1": Path("/disk")},
-        {"eni-1": 9},
-        "tcg",
-        warm=qemu_command.Warm("/m", 5, shared=True),
-    )
-    assert (
-        any(word.endswith(f"name={resume.PORT}") for word in words)
-        and f"resume {resume.PORT} " in recipes.TINY_SCRIPTS["lib/haneul/boot"]
-    )
+    files, taps = {SPEC.disks[0].volume_id: Path("/disk")}, {nic.interface_id: 9 for nic in SPEC.nics}
+    warm = qemu_command.Warm("/m", 5, shared=True)
+    words = qemu_command.command(SPEC, Places(Path("/")), files, taps, "tcg", warm=warm)
+    assert any(word.endswith(f"name={resume.PORT}") for word in words)
+    assert f"resume {resume.PORT} " in recipes.TINY_SCRIPTS["lib/haneul/boot"]
