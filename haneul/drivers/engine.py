@@ -68,5 +68,8 @@ class Engine(Protocol):
     def launch(self, boot: Boot) -> Launch:
         """Raises `DriverError` if it cannot."""
 
+    def went_on(self, spec: MachineSpec, why: str) -> None:
+        """A machine went on from a template as itself; or could not, and why."""
+
     def cold_booted(self, spec: MachineSpec) -> None:
         """A machine has begun its first boot, and not from a template."""

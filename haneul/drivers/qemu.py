@@ -81,6 +81,10 @@ class QemuEngine:
             return None
         return template
 
+    def went_on(self, spec: MachineSpec, why: str) -> None:
+        if self._templates is not None:
+            self._templates.went_on(shape(spec, self.accelerator(spec)), why)
+
     def cold_booted(self, spec: MachineSpec) -> None:
         """A machine has begun its first boot without a template: the next one of its kind shall find one."""
         if self._templates is not None and spec.generation == "hvm" and self._kernel(spec) is not None:

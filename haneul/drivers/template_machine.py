@@ -25,7 +25,7 @@ from haneul.drivers.qemu_command import Accelerator, Kernel, Warm
 from haneul.model.assignment import MachineSpec
 
 #: The guest's resume unit waits after so long at most (seconds); an emulated Debian needs half a minute on a quiet server.
-BOOT_SECONDS = 600.0
+BOOT_SECONDS = 1200.0
 #: Between the unit's word and the save: what is still starting settles.
 SETTLE_SECONDS = 2.0
 SAVE_SECONDS = 120.0

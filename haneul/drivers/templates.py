@@ -24,6 +24,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -148,6 +149,7 @@ class Templates:
         self._loaded: dict[Shape, Template] = {}
         self._wanted: dict[Shape, None] = {}
         self._failures: dict[Shape, Failure] = {}
+        self._misses: Counter[Shape] = Counter()
         self._at: Shape | None = None
         self._phase = ""
         self._woken = asyncio.Event()
@@ -169,6 +171,16 @@ class Templates:
             return None
         found.used = time.time()
         return found
+
+    def went_on(self, shape: Shape, why: str) -> None:
+        """A machine went on from the template, or could not (`why`). One that does it to several in a row is dropped."""
+        self._misses[shape] += 1
+        if not why:
+            del self._misses[shape]
+        elif self._misses[shape] >= rules.MOST_MISSES and (template := self._loaded.get(shape)) is not None:
+            del self._misses[shape]
+            self._drop(template)
+            self._has_failed(shape, DriverError(f"{rules.MOST_MISSES} launches could not go on from it: {why}"))
 
     def why_not(self, image: str) -> str:
         """Why machines of the image go on from no template; empty if they can."""

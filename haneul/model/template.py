@@ -13,6 +13,8 @@ State = Literal["loaded", "saved", "being made", "waiting", "failed"]
 
 #: After a failure no launch has the template tried again for so long, twice as long after each further one (seconds).
 FIRST_PAUSE, LONGEST_PAUSE = 600.0, 86400.0
+#: So many launches in a row that could not go on from a template, and it is taken for a bad one: each has waited for it.
+MOST_MISSES = 3
 #: What templates may take on disk, as a multiple of what they may take in memory.
 DISK_FACTOR = 2
 

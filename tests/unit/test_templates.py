@@ -87,6 +87,25 @@ def _load(store: Templates, shape: Shape = SHAPE) -> None:
     asyncio.run(store._load(shape, store.directory / store._key(shape)))
 
 
+@pytest.mark.parametrize(
+    ("launches", "state"),
+    [(["late", "late"], "loaded"), (["late", "late", "", "late"], "loaded"), (["late"] * 3, "failed")],
+)
+def test_a_template_that_fails_several_launches_in_a_row_goes(
+    store: Templates, launches: list[str], state: str
+) -> None:
+    directory = _saved(store)
+    _load(store)
+    for why in launches:
+        store.went_on(SHAPE, why)
+    (report,) = store.observe()
+    assert report.state == state and directory.exists() == (state == "loaded")
+    if state == "failed":
+        assert report.reason == "3 launches could not go on from it: late"
+        store.want(SHAPE)
+        assert not store._wanted, "it is not made again at once"
+
+
 def _states(store: Templates) -> dict[str, str]:
     return {one.instance_type: one.state for one in store.observe()}
 
