@@ -47,6 +47,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import warm_figures as figures  # noqa: E402
 from benchmarks import warm_guest as guest  # noqa: E402
 from haneul import journal  # noqa: E402
+from haneul.config import Settings  # noqa: E402
 from haneul.drivers import netns, nftables  # noqa: E402
 from haneul.model.instance_types import InstanceType, instance_types  # noqa: E402
 from tests.system.conftest import Haneul, eventually  # noqa: E402
@@ -784,6 +785,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", default="debian-12")
     parser.add_argument("--type", default="t3.nano", help="instance type (t3.nano: 2 vCPUs, 512 MiB)")
+    parser.add_argument("--tcg-buffer-mib", type=int, default=Settings.tcg_buffer_mib, help="the setting of that name")
     parser.add_argument("--json", action="store_true", help="nothing but JSON")
     parser.add_argument("--answer", "--waterfall", action="store_true")
     parser.add_argument("--launches", type=int, default=10, help="warm launches of --answer")
@@ -873,6 +875,7 @@ def main() -> None:
     haneul = Haneul(
         data, Path(os.environ.get("HANEUL_IMAGES", "/var/lib/haneul/images")), HANEUL_UPLINK="none", PYTHONPATH=os.environ.get("PYTHONPATH", str(ROOT)),
         HANEUL_LOG_FORMAT="json", HANEUL_VCPU_OVERCOMMIT="10000", HANEUL_MEMORY_OVERHEAD_MIB="0", HANEUL_TERMINATED_SECONDS="120",
+        HANEUL_TCG_BUFFER_MIB=str(options.tcg_buffer_mib),
     )  # fmt: skip
     bench = Bench(haneul, options.image, options.type, meminfo)
     try:
@@ -881,7 +884,12 @@ def main() -> None:
         haneul.run("down", "--purge", check=False)
         shutil.rmtree(data, ignore_errors=True)
     about["load_after"] = round(os.getloadavg()[0], 2)
-    print(json.dumps({"image": options.image, "type": options.type, "server": about} | found))
+    print(
+        json.dumps(
+            {"image": options.image, "type": options.type, "tcg_buffer_mib": options.tcg_buffer_mib, "server": about}
+            | found
+        )
+    )
     if "failed" in found:
         raise SystemExit(1)
 

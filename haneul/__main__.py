@@ -107,7 +107,7 @@ def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -
     server = _server(settings, who.first_uid, changed)
     disks = Qcow2Disks(data / "volumes", images)
     templates = _templates(settings, who.first_uid, server) if settings.warm == "auto" else None
-    qemu = QemuEngine(images, server.accelerator, templates)
+    qemu = QemuEngine(images, server.accelerator, templates, settings.tcg_buffer_mib)
     engines: dict[str, Engine] = {"emulated": qemu, "hvm": qemu, "paravirtual": UmlEngine(images)}
     machines = Machines(data / "instances", disks.file, who.first_uid, engines, changed)
     networks = BridgeNetworks(runtime, who.tag, pool, settings.uplink == "nat")

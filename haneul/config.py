@@ -51,6 +51,9 @@ class Settings:
     warm_max_mib: int = _setting(
         2048, "memory that templates may take, in MiB, and twice that on disk; the least recently used goes first"
     )
+    tcg_buffer_mib: int = _setting(
+        128, "memory of each emulated instance's QEMU for translated code (its tb-size), in MiB, beyond the guest's own"
+    )
     generation_fallback: Literal["emulate", "refuse"] = _setting(
         "emulate", "HVM types on a server without KVM: run them emulated, or refuse them"
     )
@@ -175,10 +178,10 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     return _checked(Settings(**{one.name: one.value for one in sources(environment)}))
 
 
-#: Settings that may be 0; all others are at least 1.
+#: All others are at least 1.
 _LEAST = dict.fromkeys(
     ("stop_seconds", "memory_reserve_mib", "memory_overhead_mib", "forms_mib", "terminated_seconds"), 0
-)
+) | {"tcg_buffer_mib": 16}
 
 
 def _checked(settings: Settings) -> Settings:

@@ -32,11 +32,16 @@ class QemuEngine:
     program = "QEMU"
 
     def __init__(
-        self, images: Path, accelerator: Callable[[], Accelerator], templates: Templates | None = None
+        self,
+        images: Path,
+        accelerator: Callable[[], Accelerator],
+        templates: Templates | None = None,
+        tb_mib: int = qemu_command.TB_SIZE,
     ) -> None:
         self._images = images
         self._templates = templates
         self._accelerator = accelerator
+        self._tb_mib = tb_mib
 
     def accelerator(self, spec: MachineSpec) -> Accelerator:
         """An emulated machine is emulated on every server."""
@@ -44,7 +49,7 @@ class QemuEngine:
 
     def launch(self, boot: Boot) -> Launch:
         accelerator = self.accelerator(boot.spec)
-        own = qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator)
+        own = self._command(boot, accelerator)
         # Where no group opens KVM's device, QEMU says so.
         groups = (probe.kvm_groups() or []) if accelerator == "kvm" else []
 
@@ -65,7 +70,14 @@ class QemuEngine:
                     take_back_cold(disk)
         if kernel is None:
             return launched(None)
-        return launched(qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, kernel))
+        return launched(self._command(boot, accelerator, kernel))
+
+    def _command(
+        self, boot: Boot, accelerator: Accelerator, kernel: Kernel | None = None, warm: Warm | None = None
+    ) -> list[str]:
+        return qemu_command.command(
+            boot.spec, boot.places, boot.files, boot.taps, accelerator, kernel, warm, self._tb_mib
+        )
 
     def _template(self, boot: Boot, accelerator: Accelerator) -> Template | None:
         """For a machine that can be made from a template's: a guest that can be told who it is, and not too much to plug in."""
@@ -105,7 +117,7 @@ class QemuEngine:
             undo.callback(os.close, memory)
             (port, guest), (monitor, qemu) = _pair(undo), _pair(undo)
             warm = Warm(f"/proc/self/fd/{memory}", guest.fileno(), shared=False, monitor=qemu.fileno())
-            words = qemu_command.command(boot.spec, boot.places, boot.files, boot.taps, accelerator, warm=warm)
+            words = self._command(boot, accelerator, warm=warm)
             plugged = qemu_command.plugged(boot.spec)
             resume = Resume(state, port, monitor, root, boot.spec.disks[0].size_gib << 30, plugged)
             undo.pop_all()

@@ -134,10 +134,10 @@ def _comma(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def _engine(accelerator: Accelerator) -> list[str]:
+def _engine(accelerator: Accelerator, tb_mib: int) -> list[str]:
     if accelerator == "kvm":
         return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", f"tcg,thread=multi,tb-size={TB_SIZE}", "-cpu", "max"]
+    return ["-accel", f"tcg,thread=multi,tb-size={tb_mib}", "-cpu", "max"]
 
 
 def command(
@@ -148,10 +148,12 @@ def command(
     accelerator: Accelerator,
     kernel: Kernel | None = None,
     warm: Warm | None = None,
+    tb_mib: int = TB_SIZE,
 ) -> list[str]:
     """The machine `spec`. `files` maps volume ids to disk files, `taps` interface ids to inherited descriptors.
 
     One that goes on from a template has the devices of a template: what else it has is only made ready here (`plugged`).
+    `tb_mib` is TCG's translation buffer: one that is too small is emptied again and again.
     A machine of the emulated generation has the parts of a PC of its time, each emulated whole: i440fx, IDE, e1000, VGA.
 
     Standard input and output are the event monitor: it says on `events.log` how the machine ended, even if
@@ -160,7 +162,7 @@ def command(
     emulated = spec.generation == "emulated"
     out = [BINARY, "-nodefaults", "-no-user-config", "-name", f"guest={spec.instance_id}", "-machine"]
     out += [(EMULATED_MACHINE if emulated else MACHINE) + (",memory-backend=mem" if warm else "")]
-    out += [*_engine(accelerator), "-smp", str(spec.vcpus), "-m", f"{spec.memory_mib}M", "-rtc", "base=utc"]
+    out += [*_engine(accelerator, tb_mib), "-smp", str(spec.vcpus), "-m", f"{spec.memory_mib}M", "-rtc", "base=utc"]
     out += [
         "-action",
         "reboot=shutdown",

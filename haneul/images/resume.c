@@ -8,10 +8,10 @@
  * and back "time SECONDS.NANOSECONDS"; here -> server "resumed KEY=VALUE ..." with what the kernel now says, or "failed TEXT".
  *Afterwards the program AFTER of the command line takes this one's place.
  *
- * What must not run in a template, yet shall run at once in a clone, is held: `hold` is there before it in its own service, and
- * waits as long as there is the flag /run/haneul/template; it is let go by this program, or by `release`.
+ * An SSH server must not listen in a template, yet shall at once in a clone. So it is started there, and waits where it reads its
+ * first host key, a FIFO: `hold` puts that there before it, and this program takes it away.
  *
- * Usage: resume PORT INTERFACE USER AFTER | resume hold [PROGRAM WORDS...] | resume release
+ * Usage: resume PORT INTERFACE USER AFTER | resume hold [PROGRAM WORDS...]
  * Sources: random(4) (RNDADDENTROPY, RNDRESEEDCRNG), netdevice(7), rtnetlink(7), machine-id(5), clock_settime(2), fifo(7).
  */
 #define _GNU_SOURCE
@@ -24,7 +24,6 @@
 #include <net/if_arp.h>
 #include <net/route.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <pthread.h>
 #include <pwd.h>
 #include <sched.h>
@@ -49,6 +48,8 @@
 #define METRIC 1024
 #define FLAG "/run/haneul/template"
 #define DOOR "/run/haneul/hold"
+/* The first that sshd looks for (sshd_config(5), HostKey); haneul makes none of this type. */
+#define FIRST_HOST_KEY "/etc/ssh/ssh_host_rsa_key"
 
 struct identity {
     char instance[64], hostname[256], machine_id[33], boot_id[64], mac[18], address[16], gateway[16], dns[16], domain[256];
@@ -453,18 +454,25 @@ static void remind_processes(const struct identity *who) {
 
 /* --- what waits ------------------------------------------------------------------------------------------------------- */
 
+/* Who waits at the FIFO reads an empty file, as if there were none. Who comes later finds none. */
 static void release(void) {
     unlink(FLAG);
+    if (access(DOOR, F_OK)) return; /* no SSH server is held in this image */
+    unlink(FIRST_HOST_KEY);
     int door = open(DOOR, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
     if (door >= 0) close(door);
+    unlink(DOOR);
 }
 
+/* The FIFO is not in /etc itself: that is on a disk, and may be deleted there, with other keys, while somebody waits at it. */
 static int hold(char **words) {
-    if (access(FLAG, F_OK) == 0 && (mkfifo(DOOR, 0600) == 0 || errno == EEXIST)) {
-        struct pollfd door = {.fd = open(DOOR, O_RDONLY | O_NONBLOCK | O_CLOEXEC), .events = POLLIN};
-        /* Until somebody has opened it for writing. Who let go before it was opened here has taken the flag away. */
-        if (door.fd >= 0 && access(FLAG, F_OK) == 0) poll(&door, 1, -1);
-        return 0; /* what it would run, a template has run already */
+    if (access(FLAG, F_OK) == 0) {
+        unlink(FIRST_HOST_KEY);
+        if ((mkfifo(DOOR, 0600) && errno != EEXIST) || symlink(DOOR, FIRST_HOST_KEY)) {
+            perror(DOOR);
+            return 1;
+        }
+        return 0; /* what it would run looks at the keys, which are not there yet */
     }
     if (!words[0]) return 0;
     execv(words[0], words);
@@ -523,12 +531,8 @@ static int open_port(const char *name) {
 
 int main(int count, char **words) {
     if (count >= 2 && strcmp(words[1], "hold") == 0) return hold(words + 2);
-    if (count == 2 && strcmp(words[1], "release") == 0) {
-        release();
-        return 0;
-    }
     if (count != 5) {
-        fputs("usage: resume PORT INTERFACE USER AFTER | hold [PROGRAM WORDS...] | release\n", stderr);
+        fputs("usage: resume PORT INTERFACE USER AFTER | hold [PROGRAM WORDS...]\n", stderr);
         return 2;
     }
     /* A port can be opened only once. */

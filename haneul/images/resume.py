@@ -57,7 +57,7 @@ DEBIAN_FILES = {
         for unit in _AFTERWARDS
         if unit.startswith("cloud-")
     },
-    # sshd is started by systemd in the template up to here, and goes on as soon as its host keys are there.
+    # In the template sshd waits for its first host key, and in the clone it goes on as soon as its keys are there.
     "etc/systemd/system/ssh.service.d/haneul.conf": f"""\
 [Service]
 ExecStartPre=
@@ -161,7 +161,7 @@ if [ -e /run/haneul/user-data ]; then
     loginctl disable-linger admin
     loginctl terminate-user admin
     userdel -f -r admin 2>/dev/null
-    rm -f {_SUDO} {FLAG}
+    rm -f {_SUDO} {FLAG} /etc/ssh/ssh_host_rsa_key /run/haneul/hold
 else
     # The keys that the server gave stay, also if cloud-init comes to them in another boot.
     echo 'ssh_deletekeys: false' >{_KEEP_KEYS}
@@ -179,7 +179,8 @@ printf '[Network]\\nKeepConfiguration=static\\n' >/run/systemd/network/10-cloud-
 # In this order: what comes later waits for what was ordered before.
 systemctl start --no-block cloud-init.target systemd-networkd.service systemd-networkd.socket systemd-timesyncd.service getty.target
 systemctl start cloud-init.service
-if [ -e /run/haneul/user-data ]; then {_PROGRAM} release; fi
+# It waited with the settings of the template; those of now may be others.
+if [ -e /run/haneul/user-data ]; then systemctl restart --no-block ssh.service; fi
 /lib/systemd/systemd-update-utmp reboot
 loginctl disable-linger admin 2>/dev/null
 umount -l /var/lib/systemd/linger

@@ -240,13 +240,21 @@ def _answers(fake: FakeCloud) -> None:
 
 
 def _raw(fake: FakeCloud, data: bytes, seconds: float = 10) -> bytes:
-    """What comes back first; empty if the connection is closed. A connection that hangs is a failure."""
-    with socket.create_connection(("127.0.0.1", fake.running.settings.port), timeout=seconds) as one:
-        try:
-            one.sendall(data)
-            return one.recv(65536)
-        except (BrokenPipeError, ConnectionResetError):
-            return b""
+    """What comes back, up to the length it says; empty if the connection is closed. A connection that hangs is a failure."""
+    said = b""
+    one = socket.create_connection(("127.0.0.1", fake.running.settings.port), timeout=seconds)
+    with one, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        one.sendall(data)
+        while not _whole(said) and (more := one.recv(65536)):
+            said += more
+    return said
+
+
+def _whole(answer: bytes) -> bool:
+    """Whether an answer is there with its body: that may come in a packet of its own."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)^content-length: *(\d+)", head, re.MULTILINE)
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)
 
 
 HEAD = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-www-form-urlencoded\r\n"

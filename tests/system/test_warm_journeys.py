@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 
 import pytest
 
-from tests.system.conftest import Haneul
+from tests.system.conftest import Haneul, eventually
 from tests.system.test_debian import (
     Guests,
     guests,
@@ -41,3 +42,42 @@ def from_templates(haneul: Haneul, guests: Guests) -> None:
         haneul.until(one, "running", 120)
     phases = {one["instance"]: one["phase"] for one in haneul.status()["instances"]}
     assert phases == {guests.cli: "on, from a template", guests.boto: "on, from a template"}
+
+
+USER_DATA = """#cloud-config
+users:
+- name: anna
+  sudo: ALL=(ALL) NOPASSWD:ALL
+  ssh_authorized_keys: ["{key}"]
+write_files:
+- path: /etc/ssh/sshd_config.d/port.conf
+  content: |
+    Port 22
+    Port 2222
+"""
+
+
+def test_user_data_that_says_who_logs_in(haneul: Haneul) -> None:
+    """Nobody else does, not even for a moment, and the SSH server has the settings of then."""
+    key = (haneul.data / "identity" / "ssh_key.pub").read_text().strip()
+    (one,) = haneul.launch("debian-12", InstanceType="t3.micro", UserData=USER_DATA.format(key=key))
+    haneul.until(one, "running", 120)
+    (status,) = haneul.status()["instances"]
+    assert status["phase"] == "on, from a template"
+    tried: list[str] = []
+
+    def anna() -> bool:
+        try:
+            tried.append(haneul.ssh(one, "true", user="admin", timeout=60))
+        except subprocess.SubprocessError:
+            return haneul.ssh(one, "echo in", user="anna", timeout=60) == "in"
+        return False
+
+    eventually("anna gets in", anna, 900)
+    assert not tried, "the image's own user had got in"
+    said = haneul.ssh(
+        one, "getent passwd admin; sudo ss -tlnH sport = :2222 | wc -l; ls /etc/ssh", user="anna", timeout=120
+    )
+    ports, *files = said.splitlines()
+    assert int(ports) >= 1 and "ssh_host_ed25519_key" in files
+    haneul.terminate(one)

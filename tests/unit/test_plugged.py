@@ -57,7 +57,7 @@ def engine(tmp_path: Path) -> Iterator[QemuEngine]:
     templates.directory.mkdir()
     templates.state.write_bytes(b"state")
     templates.disk.write_bytes(b"overlay")
-    yield QemuEngine(tmp_path / "images", lambda: "tcg", cast(Templates, templates))
+    yield QemuEngine(tmp_path / "images", lambda: "tcg", cast(Templates, templates), tb_mib=64)
     os.close(templates.memory)
 
 
@@ -98,6 +98,7 @@ def test_which_machines_go_on_from_a_template(
     caplog.set_level("INFO")
     boot = _boot(tmp_path, sizes, nics)
     launch = engine.launch(boot)
+    assert "tb-size=64" in launch.command[-1]
     if why is not None:
         assert launch.resume is None and why in caplog.text
         return
