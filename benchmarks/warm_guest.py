@@ -77,11 +77,17 @@ class Observer:
             door.setblocking(False)
             own = door.getsockname()[4]
             while not self._all() and time.monotonic() < self._deadline:
+                self._check_namespace()
                 for address, mac in self.guests.items():
                     self._ask(door, own, address, mac)
                 # A port may take long: it is not asked so often.
                 often = PERIOD if len(self.ping) < len(self.guests) else 4 * PERIOD
                 self._listen(door, often * max(1.0, len(self.guests) / 10))
+
+    def _check_namespace(self) -> None:
+        """Raises `OSError` in one that was taken away: as long as somebody is in it, it lives on without a name."""
+        if self.bridge.namespace.stat().st_ino != Path("/proc/thread-self/ns/net").stat().st_ino:
+            raise FileNotFoundError(self.bridge.namespace)
 
     def _ask(self, door: socket.socket, own: bytes, address: str, mac: str) -> None:
         with contextlib.suppress(BlockingIOError):  # a full queue: the next round asks again

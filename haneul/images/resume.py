@@ -166,8 +166,8 @@ else
     # The keys that the server gave stay, also if cloud-init comes to them in another boot.
     echo 'ssh_deletekeys: false' >{_KEEP_KEYS}
 fi
-# Who waits to log in comes first.
-sleep 3
+# Who waits to log in comes first: that takes three seconds of a quiet emulated processor, five of a busy one.
+sleep 5
 sync
 # The kernel's messages go to the journal again, which is a new one: of this machine, this boot and this name.
 rm -rf /var/log/journal/* /run/log/journal/* /run/systemd/journal/kernel-seqnum
