@@ -630,7 +630,7 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
     failed_searches: list[str] = []
     found_traces: dict[str, int] = {}
     kernels: set[str] = set()
-    searched, began = 0, time.monotonic()
+    searched, waves, began = 0, 0, time.monotonic()
     while len(asked) + len(failed) < options.uniqueness:
         some = bench.run_instances(min(options.wave, options.uniqueness - len(asked) - len(failed)))
         with ThreadPoolExecutor(SSH_AT_ONCE) as pool:
@@ -651,7 +651,9 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
             if figures.tally(together).get(name, {}).get("repeated")
         ]
         facts_of = {one.instance: about[0] for one, (about, _) in zip(some, wave, strict=True) if about is not None}
-        for one in [one for one in some if one.instance in facts_of][: options.traced]:
+        to_search = options.traced if waves % options.search_every == 0 else 0
+        waves += 1
+        for one in [one for one in some if one.instance in facts_of][:to_search]:
             try:
                 kernel, places = search(bench, one, words)
             except (AssertionError, subprocess.SubprocessError) as failure:
@@ -805,6 +807,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--traced", type=int, default=1, help="clones of each wave that are searched for traces of the template"
     )
+    parser.add_argument("--search-every", type=int, default=1, help="in every so manieth wave")
     parser.add_argument("--endurance", type=int, default=0)
     parser.add_argument("--wave", type=int, default=8, help="instances at a time: --density, --uniqueness, --endurance")
     options = parser.parse_args()

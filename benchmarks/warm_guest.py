@@ -274,6 +274,9 @@ address = run("ip", "-4", "-o", "address", "show", "dev", own()).split()
 say("address", address[3].split("/")[0] if len(address) > 3 else "")
 for path in sorted(glob.glob("/etc/ssh/ssh_host_*_key.pub")):
     say("ssh_" + path.split("_")[2], " ".join(read(path).split()[1:2]))
+# Its network and cloud-init come after the first login.
+until = time.monotonic() + 100
+while time.monotonic() < until and not (read("/var/lib/cloud/data/instance-id") and glob.glob("/run/systemd/netif/leases/*")): time.sleep(0.2)
 for path in glob.glob("/run/systemd/netif/leases/*"):
     for line in open(path):
         if line.startswith(("CLIENTID=", "ADDRESS=")): say("lease_" + line.split("=")[0].lower(), line.split("=", 1)[1].strip())
@@ -306,7 +309,7 @@ done
 """
 
 
-def asked(login: Login, tiny: bool, rounds: int = 8, seconds: float = 120.0) -> tuple[dict[str, str], float, float]:
+def asked(login: Login, tiny: bool, rounds: int = 8, seconds: float = 200.0) -> tuple[dict[str, str], float, float]:
     """(facts, how much the guest's clock is ahead of this server's, at most so wrong), over one connection."""
     command = SHELL if tiny else login.root(f"exec python3 -c {shlex.quote(PYTHON)}")
     process = subprocess.Popen(
