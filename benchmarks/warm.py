@@ -57,6 +57,7 @@ COLD_SECONDS = 900.0
 #: No wait for a network or for metadata that a plain QEMU has not got.
 PLAIN_ARGUMENTS = "cloud-init=disabled systemd.mask=systemd-networkd-wait-online.service"
 SSH_AT_ONCE = 4
+SETTLING_SECONDS = 200.0
 SSH = 22
 
 
@@ -633,8 +634,12 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
     searched, waves, began = 0, 0, time.monotonic()
     while len(asked) + len(failed) < options.uniqueness:
         some = bench.run_instances(min(options.wave, options.uniqueness - len(asked) - len(failed)))
+        # The network's lease and cloud-init's id come a minute of an emulated processor later: they are waited for in some.
+        to_search = options.traced if waves % options.search_every == 0 else 0
+        settling = SETTLING_SECONDS if to_search else 0.0
+        waves += 1
         with ThreadPoolExecutor(SSH_AT_ONCE) as pool:
-            wave = list(pool.map(lambda one: ask_clone(bench, one), some))
+            wave = list(pool.map(partial(ask_clone, bench, settling=settling), some))
         for one, (about, error) in zip(some, wave, strict=True):
             if about is None:
                 failed.append(f"{one.instance}: {error}")
@@ -651,8 +656,6 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
             if figures.tally(together).get(name, {}).get("repeated")
         ]
         facts_of = {one.instance: about[0] for one, (about, _) in zip(some, wave, strict=True) if about is not None}
-        to_search = options.traced if waves % options.search_every == 0 else 0
-        waves += 1
         for one in [one for one in some if one.instance in facts_of][:to_search]:
             try:
                 kernel, places = search(bench, one, words)
@@ -690,13 +693,13 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
 Asked = tuple[dict[str, str], float, float]
 
 
-def ask_clone(bench: Bench, one: Started) -> tuple[Asked | None, str]:
+def ask_clone(bench: Bench, one: Started, settling: float) -> tuple[Asked | None, str]:
     """As soon as somebody listens on its port; again, where that was not SSH for everybody yet."""
     bench.observe([one], COLD_SECONDS, SSH).wait()
     error = ""
     for _ in range(20):
         try:
-            return guest.asked(bench.login(one), bench.tiny), ""
+            return guest.asked(bench.login(one), bench.tiny, settling), ""
         except (AssertionError, OSError, ValueError) as failure:
             error = str(failure)
             time.sleep(1)
@@ -807,7 +810,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--traced", type=int, default=1, help="clones of each wave that are searched for traces of the template"
     )
-    parser.add_argument("--search-every", type=int, default=1, help="in every so manieth wave")
+    parser.add_argument(
+        "--search-every",
+        type=int,
+        default=1,
+        help="of waves, so many: one is searched, and asked for its lease and cloud-init's id",
+    )
     parser.add_argument("--endurance", type=int, default=0)
     parser.add_argument("--wave", type=int, default=8, help="instances at a time: --density, --uniqueness, --endurance")
     options = parser.parse_args()

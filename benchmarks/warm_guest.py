@@ -275,7 +275,7 @@ say("address", address[3].split("/")[0] if len(address) > 3 else "")
 for path in sorted(glob.glob("/etc/ssh/ssh_host_*_key.pub")):
     say("ssh_" + path.split("_")[2], " ".join(read(path).split()[1:2]))
 # Its network and cloud-init come after the first login.
-until = time.monotonic() + 100
+until = time.monotonic() + float(sys.argv[1])
 while time.monotonic() < until and not (read("/var/lib/cloud/data/instance-id") and glob.glob("/run/systemd/netif/leases/*")): time.sleep(0.2)
 for path in glob.glob("/run/systemd/netif/leases/*"):
     for line in open(path):
@@ -309,15 +309,20 @@ done
 """
 
 
-def asked(login: Login, tiny: bool, rounds: int = 8, seconds: float = 200.0) -> tuple[dict[str, str], float, float]:
-    """(facts, how much the guest's clock is ahead of this server's, at most so wrong), over one connection."""
-    command = SHELL if tiny else login.root(f"exec python3 -c {shlex.quote(PYTHON)}")
+def asked(
+    login: Login, tiny: bool, settling: float = 0.0, rounds: int = 8, seconds: float = 120.0
+) -> tuple[dict[str, str], float, float]:
+    """(facts, how much the guest's clock is ahead of this server's, at most so wrong), over one connection.
+
+    `settling`: so long (seconds) the guest's network and cloud-init are waited for.
+    """
+    command = SHELL if tiny else login.root(f"exec python3 -c {shlex.quote(PYTHON)} {settling}")
     process = subprocess.Popen(
         login.command(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, errors="replace", bufsize=1,
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
-    with process.stdin as to, process.stdout as back, _killed_after(process, seconds):
+    with process.stdin as to, process.stdout as back, _killed_after(process, seconds + settling):
         found = figures.facts(iter(back.readline, ""))
         measured = []
         for _ in range(rounds):
