@@ -635,8 +635,8 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
     while len(asked) + len(failed) < options.uniqueness:
         some = bench.run_instances(min(options.wave, options.uniqueness - len(asked) - len(failed)))
         # The network's lease and cloud-init's id come a minute of an emulated processor later: they are waited for in some.
-        to_search = options.traced if waves % options.search_every == 0 else 0
-        settling = SETTLING_SECONDS if to_search else 0.0
+        settling = SETTLING_SECONDS if waves % options.search_every == 0 else 0.0
+        to_search = options.traced if settling else 0
         waves += 1
         with ThreadPoolExecutor(SSH_AT_ONCE) as pool:
             wave = list(pool.map(partial(ask_clone, bench, settling=settling), some))
@@ -648,6 +648,8 @@ def uniqueness_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]
             asked.append(facts)
             clocks.append((ahead, at_most))
             wrong += mistakes(one, facts)
+            late = () if bench.tiny or not settling else ("lease_address", "cloud_init_id")
+            wrong += [f"{one.instance} has no {name}" for name in late if name not in facts]
             wrong += [f"{one.instance} did not go on from the template"] * (bench.log.answer(one.instance, 1) is None)
         together = [about[0] for about, _ in wave if about is not None]
         wrong += [
@@ -813,6 +815,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--search-every",
         type=int,
+        choices=range(1, 1001),
+        metavar="WAVES",
         default=1,
         help="of waves, so many: one is searched, and asked for its lease and cloud-init's id",
     )

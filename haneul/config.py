@@ -52,7 +52,8 @@ class Settings:
         2048, "memory that templates may take, in MiB, and twice that on disk; the least recently used goes first"
     )
     tcg_buffer_mib: int = _setting(
-        128, "memory of each emulated instance's QEMU for translated code (its tb-size), in MiB, beyond the guest's own"
+        128,
+        "memory of each emulated instance's QEMU for translated code (its tb-size), in MiB: a part of memory_overhead_mib",
     )
     generation_fallback: Literal["emulate", "refuse"] = _setting(
         "emulate", "HVM types on a server without KVM: run them emulated, or refuse them"
@@ -187,6 +188,11 @@ _LEAST = dict.fromkeys(
 def _checked(settings: Settings) -> Settings:
     if not 0 <= settings.port <= 65535:
         raise SettingsError(f"port = {settings.port} is not a port")
+    if 0 < settings.memory_overhead_mib < settings.tcg_buffer_mib:
+        raise SettingsError(
+            f"tcg_buffer_mib = {settings.tcg_buffer_mib} is more than memory_overhead_mib = {settings.memory_overhead_mib}, "
+            "which an instance is counted with beyond its own memory"
+        )
     for name in ("import_max_gib", "import_max_file_gib"):
         if not 1 <= getattr(settings, name) <= 16384:
             raise SettingsError(f"{name} = {getattr(settings, name)} is not a size from 1 to 16384 GiB")

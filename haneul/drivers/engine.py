@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +44,8 @@ class Resume:
     disk: Path
     size: int
     plugged: tuple[dict[str, Any], ...] = ()
+    #: To be told that the machine has gone on as itself (empty), or why its guest could not.
+    went_on: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,6 @@ class Engine(Protocol):
 
     def launch(self, boot: Boot) -> Launch:
         """Raises `DriverError` if it cannot."""
-
-    def went_on(self, spec: MachineSpec, why: str) -> None:
-        """A machine went on from a template as itself; or could not, and why."""
 
     def cold_booted(self, spec: MachineSpec) -> None:
         """A machine has begun its first boot, and not from a template."""

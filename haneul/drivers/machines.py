@@ -359,14 +359,16 @@ class Machines:
             with resume.port, resume.monitor:
                 # Those that start at once share the processors.
                 await warm.go_on(spec, resume, warm.ALONE_SECONDS + warm.EACH_SECONDS * len(self._resuming))
-            engine.went_on(spec, "")
+            resume.went_on("")
             return True
         except (DriverError, OSError, TimeoutError) as error:
             said = _plain(" ".join(_tail(places.errors, 200).decode(errors="replace").split()))
             why = f"{_plain(error) or type(error).__name__} {said}".strip()
             log.warning("%s boots cold, its template does not do: %s", spec.instance_id, why)
             await self._kill(places)
-            engine.went_on(spec, why)
+            # Of several at once the last may be late because of the others.
+            if not isinstance(error, TimeoutError) or len(self._resuming) == 1:
+                resume.went_on(why)
             return False
 
     def _engine(self, spec: MachineSpec) -> Engine:

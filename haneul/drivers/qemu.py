@@ -7,7 +7,9 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from haneul.drivers import probe, qemu_command
@@ -93,10 +95,6 @@ class QemuEngine:
             return None
         return template
 
-    def went_on(self, spec: MachineSpec, why: str) -> None:
-        if self._templates is not None:
-            self._templates.went_on(shape(spec, self.accelerator(spec)), why)
-
     def cold_booted(self, spec: MachineSpec) -> None:
         """A machine has begun its first boot without a template: the next one of its kind shall find one."""
         if self._templates is not None and spec.generation == "hvm" and self._kernel(spec) is not None:
@@ -119,7 +117,9 @@ class QemuEngine:
             warm = Warm(f"/proc/self/fd/{memory}", guest.fileno(), shared=False, monitor=qemu.fileno())
             words = self._command(boot, accelerator, warm=warm)
             plugged = qemu_command.plugged(boot.spec)
-            resume = Resume(state, port, monitor, root, boot.spec.disks[0].size_gib << 30, plugged)
+            assert self._templates is not None
+            went_on = partial(self._templates.went_on, template, time.monotonic())
+            resume = Resume(state, port, monitor, root, boot.spec.disks[0].size_gib << 30, plugged, went_on)
             undo.pop_all()
             return launched(words, (memory, state, guest.detach(), qemu.detach()), resume)
 

@@ -24,7 +24,6 @@ import os
 import shutil
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -96,6 +95,9 @@ class Template:
     directory: Path
     memory: int
     used: float = 0.0
+    #: Launches in a row that could not go on from it; when one last did (seconds of the monotonic clock).
+    misses: int = 0
+    worked: float = 0.0
 
     @property
     def disk(self) -> Path:
@@ -149,7 +151,6 @@ class Templates:
         self._loaded: dict[Shape, Template] = {}
         self._wanted: dict[Shape, None] = {}
         self._failures: dict[Shape, Failure] = {}
-        self._misses: Counter[Shape] = Counter()
         self._at: Shape | None = None
         self._phase = ""
         self._woken = asyncio.Event()
@@ -172,15 +173,22 @@ class Templates:
         found.used = time.time()
         return found
 
-    def went_on(self, shape: Shape, why: str) -> None:
-        """A machine went on from the template, or could not (`why`). One that does it to several in a row is dropped."""
-        self._misses[shape] += 1
+    def went_on(self, template: Template, began: float, why: str) -> None:
+        """A launch that began at that moment (monotonic clock) went on from the template, or could not (`why`).
+
+        One that does it to several in a row is dropped. Who is late began before others that it let go on, and says nothing.
+        """
         if not why:
-            del self._misses[shape]
-        elif self._misses[shape] >= rules.MOST_MISSES and (template := self._loaded.get(shape)) is not None:
-            del self._misses[shape]
+            template.misses, template.worked = 0, time.monotonic()
+            self._failures.pop(template.shape, None)
+            return
+        if began < template.worked or self._loaded.get(template.shape) is not template:
+            return
+        template.misses += 1
+        if template.misses >= rules.MOST_MISSES:
             self._drop(template)
-            self._has_failed(shape, DriverError(f"{rules.MOST_MISSES} launches could not go on from it: {why}"))
+            text = f"{rules.MOST_MISSES} launches in a row could not go on from it: {why}"
+            self._has_failed(template.shape, DriverError(text))
 
     def why_not(self, image: str) -> str:
         """Why machines of the image go on from no template; empty if they can."""
@@ -240,7 +248,7 @@ class Templates:
                 seconds=saved.seconds, used=saved.used,
             )  # fmt: skip
         for shape, failure in list(self._failures.items()):
-            if shape not in self._loaded:
+            if shape not in found:
                 found[shape] = replace(_report(shape, "failed"), reason=failure.reason, retry=failure.retry)
         at, phase = self._at, self._phase
         for shape in (*self._wanted, *([at] if at else [])):
@@ -289,8 +297,8 @@ class Templates:
     async def _fulfil(self, shape: Shape) -> None:
         self._at = shape
         try:
+            # What failed before is forgotten when a machine has gone on from it.
             await self.ensure(shape)
-            self._failures.pop(shape, None)
         except Exception as error:
             self._has_failed(shape, error)
         finally:

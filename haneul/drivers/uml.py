@@ -65,9 +65,6 @@ class UmlEngine:
         words = uml_command.command(boot.spec, boot.places, disks, list(boot.taps.values()), filters, boot.first)
         return Launch(confined(boot.uid, [], words), (filters.kernel, filters.machine))
 
-    def went_on(self, spec: MachineSpec, why: str) -> None:
-        """No machine of these does."""
-
     def cold_booted(self, spec: MachineSpec) -> None:
         """There are no templates of paravirtual machines."""
 

@@ -6,7 +6,7 @@
  *
  * Protocol, in lines: here -> server "waiting 2"; server -> here "KEY VALUE" lines and "end"; any number of times here -> server "time?"
  * and back "time SECONDS.NANOSECONDS"; here -> server "resumed KEY=VALUE ..." with what the kernel now says, or "failed TEXT".
- *Afterwards the program AFTER of the command line takes this one's place.
+ * Afterwards the program AFTER of the command line takes this one's place.
  *
  * An SSH server must not listen in a template, yet shall at once in a clone. So it is started there, and waits where it reads its
  * first host key, a FIFO: `hold` puts that there before it, and this program takes it away.

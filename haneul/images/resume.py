@@ -1,7 +1,7 @@
 """The resume unit of an image: what makes a clone of a booted machine an instance of its own (`resume.c`).
 
 A machine that is booted to be a template has `haneul.template` on its kernel's command line. Its guest boots as far as nothing of one
-instance matters: no network, no SSH server. Then the unit waits. What it was kept from, a clone does after it has answered, in
+instance matters: no network, nobody listens. Then the unit waits. What it was kept from, a clone does after it has answered, in
 the background.
 """
 
@@ -36,6 +36,8 @@ _AFTERWARDS = (
 
 #: What the image's user may, until cloud-init has said the same.
 _SUDO = "/etc/sudoers.d/90-haneul-resumed"
+#: Where cloud-init's first stage writes which instance this is.
+_INSTANCE = "/run/cloud-init/.instance-id"
 _KEEP_KEYS = "/etc/cloud/cloud.cfg.d/99_haneul_resumed.cfg"
 
 #: In a boot targets keep this order. In a clone they have been reached already.
@@ -64,9 +66,10 @@ ExecStartPre=
 ExecStartPre={_PROGRAM} hold /usr/sbin/sshd -t
 TimeoutStartSec=infinity
 """,
-    # In whichever boot that is.
+    # In whichever boot that is; but an instance of an image that was made of this one has keys of its own.
     "etc/systemd/system/cloud-init.service.d/haneul-resumed.conf": f"""\
 [Service]
+ExecStartPre=-/bin/sh -c '[ ! -e {_INSTANCE} ] || grep -qsxF "# $$(cat {_INSTANCE})" {_KEEP_KEYS} || rm -f {_KEEP_KEYS}'
 ExecStartPost=-/bin/sh -c 'rm -f {_KEEP_KEYS}; [ ! -e /etc/sudoers.d/90-cloud-init-users ] || rm -f {_SUDO}'
 """,
     "etc/systemd/system/haneul-template.service": f"""\
@@ -97,7 +100,7 @@ Type=simple
 ExecStartPre=/usr/lib/haneul/prepare
 ExecStartPre=-/sbin/modprobe virtio_console
 ExecStart={_PROGRAM} {PORT} eth0 admin /usr/lib/haneul/resumed
-TimeoutStartSec=600
+TimeoutStartSec=infinity
 ExecStopPost=-/bin/systemctl kill -s CONT systemd-journald.service
 KillMode=process
 
@@ -164,7 +167,7 @@ if [ -e /run/haneul/user-data ]; then
     rm -f {_SUDO} {FLAG} /etc/ssh/ssh_host_rsa_key /run/haneul/hold
 else
     # The keys that the server gave stay, also if cloud-init comes to them in another boot.
-    echo 'ssh_deletekeys: false' >{_KEEP_KEYS}
+    printf '# %s\\nssh_deletekeys: false\\n' "$1" >{_KEEP_KEYS}
 fi
 # Who waits to log in comes first: that takes three seconds of a quiet emulated processor, five of a busy one.
 sleep 5

@@ -19,6 +19,7 @@ echo "ids $(cat /etc/machine-id) $(tr -d - </proc/sys/kernel/random/boot_id) $(h
 ip -d link show eth0 | grep -c permaddr
 sudo sh -c 'ls /var/log/journal | wc -l; ls /etc/sudoers.d | grep -c haneul; ls /var/lib/systemd/linger | wc -l'
 journalctl --list-boots --no-pager -q | wc -l
+ls /etc/ssh/ssh_host_rsa_key /run/haneul/hold /etc/cloud/cloud.cfg.d/99_haneul_resumed.cfg 2>/dev/null | wc -l
 """
 
 
@@ -30,9 +31,11 @@ def test_nothing_of_the_template_is_left(make_haneul: Callable[..., Haneul]) -> 
     haneul.until_ssh(one, 900, user="admin")
     (status,) = haneul.status()["instances"]
     assert status["phase"] == "on, from a template"
+    keys = haneul.ssh(one, "cat /etc/ssh/ssh_host_*.pub", user="admin")
     haneul.ssh(one, "cloud-init status --wait", user="admin", timeout=900)
+    assert haneul.ssh(one, "cat /etc/ssh/ssh_host_*.pub", user="admin") == keys, "a client knows them already"
     by_systemd, by_files, *counts = haneul.ssh(one, ASK, user="admin", timeout=120).splitlines()
     assert by_systemd == by_files
-    assert counts == ["0", "1", "0", "0", "1"]
+    assert counts == ["0", "1", "0", "0", "1", "0"]
     assert "SSH HOST KEY" in haneul.client().get_console_output(InstanceId=one)["Output"]
     haneul.terminate(one)

@@ -29,6 +29,7 @@ def test_a_variable_wins_over_the_file_and_the_file_over_the_default(tmp_path: P
         ("", {"HANEUL_PORT": "many"}, "not a whole number"),
         ("", {"HANEUL_ACCOUNT": "12"}, "twelve digits"),
         ("tcg_buffer_mib = 8", {}, "tcg_buffer_mib = 8 is too small: at least 16"),
+        ("tcg_buffer_mib = 512", {}, "more than memory_overhead_mib = 160"),
         ('auth = "open"\nhost = "0.0.0.0"', {}, "loopback"),
     ],
 )

@@ -46,6 +46,9 @@ class _Templates:
     def find(self, _: object) -> _Templates:
         return self
 
+    def went_on(self, template: object, began: float, why: str) -> None:
+        assert template is self
+
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[QemuEngine]:

@@ -89,21 +89,53 @@ def _load(store: Templates, shape: Shape = SHAPE) -> None:
 
 @pytest.mark.parametrize(
     ("launches", "state"),
-    [(["late", "late"], "loaded"), (["late", "late", "", "late"], "loaded"), (["late"] * 3, "failed")],
+    [
+        (["late"] * 2, "loaded"),
+        (["late", "late", "", "late"], "loaded"),
+        (["late"] * 3, "failed"),
+        (["late"] * 9, "failed"),
+    ],
 )
 def test_a_template_that_fails_several_launches_in_a_row_goes(
     store: Templates, launches: list[str], state: str
 ) -> None:
     directory = _saved(store)
     _load(store)
+    template = store._loaded[SHAPE]
     for why in launches:
-        store.went_on(SHAPE, why)
+        store.went_on(template, time.monotonic(), why)
     (report,) = store.observe()
     assert report.state == state and directory.exists() == (state == "loaded")
     if state == "failed":
-        assert report.reason == "3 launches could not go on from it: late"
+        assert report.reason == "3 launches in a row could not go on from it: late"
         store.want(SHAPE)
         assert not store._wanted, "it is not made again at once"
+
+
+def test_who_is_late_says_nothing_of_a_template_that_let_others_go_on(store: Templates) -> None:
+    _saved(store)
+    _load(store)
+    template, began = store._loaded[SHAPE], time.monotonic()
+    for why in ("", "late", "late", "late", "late"):
+        store.went_on(template, began, why)
+    assert _states(store) == {"t3.nano": "loaded"}
+
+
+def test_misses_are_not_the_next_templates_and_its_pause_grows_until_it_works(store: Templates) -> None:
+    for _ in range(2):
+        _saved(store)
+        _load(store)
+        template = store._loaded[SHAPE]
+        for _ in range(5):
+            store.went_on(template, time.monotonic(), "late")
+        assert _states(store) == {"t3.nano": "failed"}
+    assert store._failures[SHAPE].pause == 2 * rules.FIRST_PAUSE
+    _saved(store)
+    _load(store)
+    store.went_on(template, time.monotonic(), "late")
+    assert store._loaded[SHAPE].misses == 0
+    store.went_on(store._loaded[SHAPE], time.monotonic(), "")
+    assert not store._failures
 
 
 def _states(store: Templates) -> dict[str, str]:
