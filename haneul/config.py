@@ -191,7 +191,7 @@ def _checked(settings: Settings) -> Settings:
     if 0 < settings.memory_overhead_mib < settings.tcg_buffer_mib:
         raise SettingsError(
             f"tcg_buffer_mib = {settings.tcg_buffer_mib} is more than memory_overhead_mib = {settings.memory_overhead_mib}, "
-            "which an instance is counted with beyond its own memory"
+            "which an instance is counted with beyond its own memory: lower the one or raise the other"
         )
     for name in ("import_max_gib", "import_max_file_gib"):
         if not 1 <= getattr(settings, name) <= 16384:

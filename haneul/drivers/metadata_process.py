@@ -27,13 +27,16 @@ class MetadataProcess:
         self._namespace_of = namespace_of
         self._logs = logs
         self._written = ""
+        self._applying = asyncio.Lock()
 
     @property
     def _lock(self) -> Path:
         return self.directory / "lock"
 
     async def apply(self, instances: tuple[MetadataSpec, ...]) -> None:
-        await asyncio.to_thread(self._apply, instances)
+        # In the order in which they were asked for: two at once would have one temporary file, and the older could be the last.
+        async with self._applying:
+            await asyncio.to_thread(self._apply, instances)
 
     def _apply(self, instances: tuple[MetadataSpec, ...]) -> None:
         vpcs = sorted({one.vpc_id for one in instances})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from haneul.images import recipes, store
+from haneul.images import recipes, resume, store
 from haneul.model import generation
 
 #: As depmod writes it of Debian's full kernel, in small.
@@ -112,3 +112,24 @@ def test_scripts_of_images_are_shell() -> None:
     for name, text in scripts.items():
         done = subprocess.run(["sh", "-n"], input=text, capture_output=True, text=True, check=False)
         assert not done.returncode, f"{name}: {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("instance", "kept"), [("i-1", True), ("i-2", False), (None, True)], ids=["the clone", "of its image", "not known"]
+)
+def test_host_keys_are_kept_by_the_clone_that_was_given_them_alone(
+    tmp_path: Path, instance: str | None, kept: bool
+) -> None:
+    """What the unit runs before cloud-init looks at the keys, with files of this test."""
+    keep, known = tmp_path / "keep.cfg", tmp_path / "instance-id"
+    keep.write_text("# i-1\nssh_deletekeys: false\n")
+    if instance is not None:
+        known.write_text(f"{instance}\n")
+    unit = resume.DEBIAN_FILES["etc/systemd/system/cloud-init.service.d/haneul-resumed.conf"]
+    (line,) = [line for line in unit.splitlines() if line.startswith("ExecStartPre=")]
+    script = line.partition(" -c ")[2].strip("'").replace("$$", "$")
+    for path, own in ((resume._KEEP_KEYS, keep), (resume._INSTANCE, known)):
+        assert path in script
+        script = script.replace(path, str(own))
+    subprocess.run(["/bin/sh", "-c", script], check=True)
+    assert keep.exists() == kept
