@@ -8,11 +8,11 @@
  * and back "time SECONDS.NANOSECONDS"; here -> server "resumed KEY=VALUE ..." with what the kernel now says, or "failed TEXT".
  * Afterwards the program AFTER of the command line takes this one's place.
  *
- * An SSH server must not listen in a template, yet shall at once in a clone. So it is started there, and waits where it reads its
- * first host key, a FIFO: `hold` puts that there before it, and this program takes it away.
+ * OpenSSH's server listens in a template already, where there is no network, with a host key that nobody will be shown: each connection
+ * is a new process, which reads the keys of the clone.
  *
- * Usage: resume PORT INTERFACE USER AFTER | resume hold [PROGRAM WORDS...]
- * Sources: random(4) (RNDADDENTROPY, RNDRESEEDCRNG), netdevice(7), rtnetlink(7), machine-id(5), clock_settime(2), fifo(7).
+ * Usage: resume PORT INTERFACE USER AFTER
+ * Sources: random(4) (RNDADDENTROPY, RNDRESEEDCRNG), netdevice(7), rtnetlink(7), machine-id(5), clock_settime(2), sshd(8).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -47,9 +47,10 @@
 /* That of the routes of systemd-networkd's DHCP client: it replaces this one by its own. */
 #define METRIC 1024
 #define FLAG "/run/haneul/template"
-#define DOOR "/run/haneul/hold"
-/* The first that sshd looks for (sshd_config(5), HostKey); haneul makes none of this type. */
-#define FIRST_HOST_KEY "/etc/ssh/ssh_host_rsa_key"
+/* What the SSH server of a template was started with (resume.py): the first that it looks for (sshd_config(5), HostKey). haneul makes none
+ * of this type. */
+#define TEMPLATE_HOST_KEY "/etc/ssh/ssh_host_rsa_key"
+#define SSH_SERVER "/run/sshd.pid"
 
 struct identity {
     char instance[64], hostname[256], machine_id[33], boot_id[64], mac[18], address[16], gateway[16], dns[16], domain[256];
@@ -452,32 +453,14 @@ static void remind_processes(const struct identity *who) {
     }
 }
 
-/* --- what waits ------------------------------------------------------------------------------------------------------- */
+/* --- the SSH server ---------------------------------------------------------------------------------------------------- */
 
-/* Who waits at the FIFO reads an empty file, as if there were none. Who comes later finds none. */
-static void release(void) {
-    unlink(FLAG);
-    if (access(DOOR, F_OK)) return; /* no SSH server is held in this image */
-    unlink(FIRST_HOST_KEY);
-    int door = open(DOOR, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-    if (door >= 0) close(door);
-    unlink(DOOR);
-}
-
-/* The FIFO is not in /etc itself: that is on a disk, and may be deleted there, with other keys, while somebody waits at it. */
-static int hold(char **words) {
-    if (access(FLAG, F_OK) == 0) {
-        unlink(FIRST_HOST_KEY);
-        if ((mkfifo(DOOR, 0600) && errno != EEXIST) || symlink(DOOR, FIRST_HOST_KEY)) {
-            perror(DOOR);
-            return 1;
-        }
-        return 0; /* what it would run looks at the keys, which are not there yet */
-    }
-    if (!words[0]) return 0;
-    execv(words[0], words);
-    perror(words[0]);
-    return 1;
+/* Where user data says who may log in, nobody can before cloud-init has read it, and has the server started again. */
+static void close_door(void) {
+    char word[32];
+    read_word(SSH_SERVER, word, sizeof word);
+    int server = atoi(word);
+    if (server > 1 && kill(server, SIGTERM)) perror("the SSH server");
 }
 
 /* What the kernel and the files say now, not what was asked for. */
@@ -530,9 +513,8 @@ static int open_port(const char *name) {
 }
 
 int main(int count, char **words) {
-    if (count >= 2 && strcmp(words[1], "hold") == 0) return hold(words + 2);
     if (count != 5) {
-        fputs("usage: resume PORT INTERFACE USER AFTER | hold [PROGRAM WORDS...]\n", stderr);
+        fputs("usage: resume PORT INTERFACE USER AFTER\n", stderr);
         return 2;
     }
     /* A port can be opened only once. */
@@ -562,7 +544,9 @@ int main(int count, char **words) {
     mark("processes");
     /* User data may want other users than the image's: then cloud-init makes them. */
     if (!who.user_data || strcmp(words[3], "root") == 0) let_in(&who, words[3]);
-    if (!who.user_data && access("/etc/ssh/sshd_config", F_OK) == 0) give_host_keys(&who);
+    unlink(TEMPLATE_HOST_KEY);
+    if (who.user_data) close_door();
+    else if (access("/etc/ssh/sshd_config", F_OK) == 0) give_host_keys(&who);
     mark("keys");
     sem_wait(&card_there);
     mark("card");
@@ -572,7 +556,7 @@ int main(int count, char **words) {
     mark("clock");
     answer(words[2]);
     before_all_others(SCHED_OTHER, 0);
-    if (!who.user_data) release();
+    unlink(FLAG);
     execl(words[4], words[4], who.instance, (char *)NULL);
     perror(words[4]);
     return 1;

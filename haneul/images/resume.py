@@ -1,7 +1,7 @@
 """The resume unit of an image: what makes a clone of a booted machine an instance of its own (`resume.c`).
 
 A machine that is booted to be a template has `haneul.template` on its kernel's command line. Its guest boots as far as nothing of one
-instance matters: no network, nobody listens. Then the unit waits. What it was kept from, a clone does after it has answered, in
+instance matters: no network. Then the unit waits. What it was kept from, a clone does after it has answered, in
 the background.
 """
 
@@ -38,6 +38,9 @@ _AFTERWARDS = (
 _SUDO = "/etc/sudoers.d/90-haneul-resumed"
 #: Where cloud-init's first stage writes which instance this is.
 _INSTANCE = "/run/cloud-init/.instance-id"
+#: The template's SSH host key, and where sshd looks for one first; haneul makes none of this type.
+_TEMPLATE_KEY = "/run/haneul/template-key"
+_FIRST_KEY = "/etc/ssh/ssh_host_rsa_key"
 _KEEP_KEYS = "/etc/cloud/cloud.cfg.d/99_haneul_resumed.cfg"
 
 #: In a boot targets keep this order. In a clone they have been reached already.
@@ -59,12 +62,12 @@ DEBIAN_FILES = {
         for unit in _AFTERWARDS
         if unit.startswith("cloud-")
     },
-    # In the template sshd waits for its first host key, and in the clone it goes on as soon as its keys are there.
+    # In the template sshd listens already, to nobody: its clone then has neither systemd's start nor sshd's own to wait for. The key that it
+    # wants for that is shown to nobody: the process of a connection reads the keys of then.
     "etc/systemd/system/ssh.service.d/haneul.conf": f"""\
 [Service]
 ExecStartPre=
-ExecStartPre={_PROGRAM} hold /usr/sbin/sshd -t
-TimeoutStartSec=infinity
+ExecStartPre=/bin/sh -c 'if [ -e {FLAG} ]; then ssh-keygen -q -t ed25519 -N "" -f {_TEMPLATE_KEY} && ln -sf {_TEMPLATE_KEY} {_FIRST_KEY}; else exec /usr/sbin/sshd -t; fi'
 """,
     # In whichever boot that is; but an instance of an image that was made of this one has keys of its own.
     "etc/systemd/system/cloud-init.service.d/haneul-resumed.conf": f"""\
@@ -115,8 +118,9 @@ DEBIAN_SCRIPTS = {
 #!/bin/sh
 export LC_ALL=C.UTF-8
 /usr/bin/python3 /usr/lib/haneul/default-user
-until [ -p /run/haneul/hold ]; do sleep 0.2; done
-# Waiting for sshd to be there, they would begin in the clone at once, and in the wrong order.
+systemctl start ssh.service
+rm {_TEMPLATE_KEY} {_TEMPLATE_KEY}.pub
+# They are started in the clone, in their order.
 systemctl stop cloud-final.service cloud-init.target
 keys=/run/haneul/keys
 mkdir -m 700 $keys
@@ -136,6 +140,8 @@ install -m 600 -o admin -g admin $keys/user.pub $home/.ssh/authorized_keys
 ssh -q -i $keys/user -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \\
     -o "ProxyCommand=/usr/sbin/sshd -i -h $keys/host" admin@localhost sudo true
 rm -rf $keys $home/.ssh
+# What udev would do of a new card comes after the first login too.
+udevadm control --stop-exec-queue
 /usr/bin/python3 -c 'import cloudinit.cmd.main, cloudinit.sources.DataSourceEc2, cloudinit.config.cc_ssh'
 for name in wtmp btmp lastlog; do : >/var/log/$name; done
 mv /etc/sudoers.d/90-cloud-init-users {_SUDO}
@@ -164,7 +170,7 @@ if [ -e /run/haneul/user-data ]; then
     loginctl disable-linger admin
     loginctl terminate-user admin
     userdel -f -r admin 2>/dev/null
-    rm -f {_SUDO} {FLAG} /etc/ssh/ssh_host_rsa_key /run/haneul/hold
+    rm -f {_SUDO}
 else
     # The keys that the server gave stay, also if cloud-init comes to them in another boot.
     printf '# %s\\nssh_deletekeys: false\\n' "$1" >{_KEEP_KEYS}
@@ -175,6 +181,7 @@ sync
 # The kernel's messages go to the journal again, which is a new one: of this machine, this boot and this name.
 rm -rf /var/log/journal/* /run/log/journal/* /run/systemd/journal/kernel-seqnum
 systemctl restart systemd-journald.service
+udevadm control --start-exec-queue
 udevadm trigger --type=devices --subsystem-match=block --subsystem-match=net
 # The address and the route that are there stay until DHCP has given the same.
 mkdir -p /run/systemd/network/10-cloud-init-eth0.network.d
@@ -182,7 +189,6 @@ printf '[Network]\\nKeepConfiguration=static\\n' >/run/systemd/network/10-cloud-
 # In this order: what comes later waits for what was ordered before.
 systemctl start --no-block cloud-init.target systemd-networkd.service systemd-networkd.socket systemd-timesyncd.service getty.target
 systemctl start cloud-init.service
-# It waited with the settings of the template; those of now may be others.
 if [ -e /run/haneul/user-data ]; then systemctl restart --no-block ssh.service; fi
 /lib/systemd/systemd-update-utmp reboot
 loginctl disable-linger admin 2>/dev/null
