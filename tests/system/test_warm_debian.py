@@ -19,8 +19,11 @@ echo "ids $(cat /etc/machine-id) $(tr -d - </proc/sys/kernel/random/boot_id) $(h
 ip -d link show eth0 | grep -c permaddr
 sudo sh -c 'ls /var/log/journal | wc -l; ls /etc/sudoers.d | grep -c haneul; ls /var/lib/systemd/linger | wc -l'
 journalctl --list-boots --no-pager -q | wc -l
-ls /etc/ssh/ssh_host_rsa_key /run/haneul/hold /etc/cloud/cloud.cfg.d/99_haneul_resumed.cfg 2>/dev/null | wc -l
+ls /etc/ssh/ssh_host_rsa_key /run/haneul/template-key* /etc/cloud/cloud.cfg.d/99_haneul_resumed.cfg 2>/dev/null | wc -l
 """
+
+#: The host keys that sshd shows, beside those in the files.
+SHOWN = 'bash -c \'diff <(ssh-keyscan localhost 2>/dev/null | cut -d" " -f2,3 | sort) <(cut -d" " -f1,2 /etc/ssh/ssh_host_*.pub | sort) || true\''
 
 
 def test_nothing_of_the_template_is_left(make_haneul: Callable[..., Haneul]) -> None:
@@ -32,6 +35,7 @@ def test_nothing_of_the_template_is_left(make_haneul: Callable[..., Haneul]) -> 
     (status,) = haneul.status()["instances"]
     assert status["phase"] == "on, from a template"
     keys = haneul.ssh(one, "cat /etc/ssh/ssh_host_*.pub", user="admin")
+    assert haneul.ssh(one, SHOWN, user="admin") == "", "sshd listened in the template, with a key of its own"
     haneul.ssh(one, "cloud-init status --wait", user="admin", timeout=900)
     assert haneul.ssh(one, "cat /etc/ssh/ssh_host_*.pub", user="admin") == keys, "a client knows them already"
     by_systemd, by_files, *counts = haneul.ssh(one, ASK, user="admin", timeout=120).splitlines()
