@@ -73,7 +73,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)], check=True)
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    # On a busy server the last thread of a haneul that was ended has a file open a moment longer.
+    eventually("nothing is open there", lambda: subprocess.run(["umount", str(place)], check=False).returncode == 0)
 
 
 def test_a_full_disk_is_said_and_survived(small_disk: Path) -> None:

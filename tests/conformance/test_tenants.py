@@ -12,6 +12,7 @@ import base64
 import http.client
 import json
 import re
+import select
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -97,6 +98,9 @@ class Sender:
         return request.url.partition(str(self._port))[2]
 
     def raw(self, method: str, path: str, body: str, headers: dict[str, str]) -> Answer:
+        # What the server has closed, as it does with a connection that was idle for long, is no answer to what comes next.
+        if self._connection.sock is not None and select.select([self._connection.sock], [], [], 0)[0]:
+            self._connection.close()
         try:
             self._connection.request(method, path, body.encode(), headers)
             answer = self._connection.getresponse()
