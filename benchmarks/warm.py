@@ -468,12 +468,15 @@ def type_of(bench: Bench) -> InstanceType:
 # --- many at once, and as many as fit -------------------------------------------------------------------
 
 
-def with_ssh(bench: Bench, some: list[Started], seconds: float = 300.0) -> dict[str, float]:
+def with_ssh(
+    bench: Bench, some: list[Started], seconds: float = 300.0, all_seconds: float = 3600.0
+) -> dict[str, float]:
     """Instance -> when its first SSH command returned; a few are asked at once, as many as there are processors twice."""
+    end = time.monotonic() + all_seconds
 
     def ask(one: Started) -> tuple[str, float] | None:
         try:
-            return one.instance, bench.until_ssh(one, seconds)[0]
+            return one.instance, bench.until_ssh(one, max(1.0, min(seconds, end - time.monotonic())))[0]
         except AssertionError as error:
             say(f"{one.instance}: {error}")
             return None
@@ -557,11 +560,15 @@ def many_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         some = bench.run_instances(options.many)
         sent, observer = some[0].sent, bench.observe(some, 300)
         pinged = sorted(observer.wait().values())
-        answered = sorted(heard.at for one in some if (heard := bench.log.answer(one.instance, 30)))
+        answered = sorted(heard.at for one in some if (heard := bench.log.answer(one.instance, 120)))
         say(f"{len(answered)} of {options.many} have answered after {after_request(answered, sent)} s")
         ended = reserve.keep(some)
         memory, now = pss_of(bench, some), figures.available_mib(bench.meminfo.text())
-        logged_in = sorted(with_ssh(bench, some).values())
+        say(
+            f"memory: {round(sum(one['pss'] for one in memory))} MiB of {len(memory)} machines, {before - now:.0f} MiB of the server"
+        )
+        logged_in = sorted(with_ssh(bench, some, options.ssh_seconds, options.ssh_seconds).values())
+        say(f"{len(logged_in)} of {options.many} were logged in to")
         ended += reserve.keep(some)
         after = pss_of(bench, some)
         found = {
@@ -572,6 +579,7 @@ def many_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             "ssh": len(logged_in), "all_ssh_s": after_request(logged_in, sent),
             "pss_mb_each": figures.median([one["pss"] for one in memory], 1), "pss_mb_all": round(sum(one["pss"] for one in memory)),
             "available_mb_taken": round(before - now), "pss_mb_each_after_ssh": figures.median([one["pss"] for one in after], 1),
+            "available_mb_taken_after_ssh": round(before - figures.available_mib(bench.meminfo.text())),
             "guest_memory_mb_all": options.many * type_of(bench).memory_mib, "ended_for_the_reserve": len(ended),
         }  # fmt: skip
         bench.terminate(some + ended)
@@ -805,6 +813,9 @@ def arguments() -> argparse.Namespace:
         "--settled-samples", type=int, default=1, help="so many of them are waited for until cloud-init is done"
     )
     parser.add_argument("--many", type=int, default=0)
+    parser.add_argument(
+        "--ssh-seconds", type=float, default=1800.0, help="how long --many waits until SSH was in all of them"
+    )
     parser.add_argument("--density", type=int, nargs="?", const=200, default=0, metavar="CAP")
     parser.add_argument("--reserve-mib", type=int, default=3072, help="memory of the server that is left alone")
     parser.add_argument("--seconds", type=float, default=900.0, help="how long --density may take")
