@@ -189,7 +189,7 @@ class Login:
 
     def command(self, *words: str, verbose: bool = False) -> list[str]:
         options = (
-            "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "IdentitiesOnly=yes", "ConnectTimeout=15",
+            "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "IdentitiesOnly=yes", "ConnectTimeout=120",
             "BatchMode=yes",
         )  # fmt: skip
         given = [part for option in options for part in ("-o", option)]
