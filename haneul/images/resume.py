@@ -105,6 +105,7 @@ ExecStartPre=-/sbin/modprobe virtio_console
 ExecStart={_PROGRAM} {PORT} eth0 admin /usr/lib/haneul/resumed
 TimeoutStartSec=infinity
 ExecStopPost=-/bin/systemctl kill -s CONT systemd-journald.service
+ExecStopPost=-/bin/udevadm control --start-exec-queue
 KillMode=process
 
 [Install]
@@ -118,7 +119,8 @@ DEBIAN_SCRIPTS = {
 #!/bin/sh
 export LC_ALL=C.UTF-8
 /usr/bin/python3 /usr/lib/haneul/default-user
-systemctl start ssh.service
+# Clones of a template without it would never let anybody in: then there shall be none.
+systemctl start ssh.service || exit 1
 rm {_TEMPLATE_KEY} {_TEMPLATE_KEY}.pub
 # They are started in the clone, in their order.
 systemctl stop cloud-final.service cloud-init.target
