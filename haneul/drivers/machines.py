@@ -25,6 +25,7 @@ from typing import Any, Literal
 from haneul.drivers import files, locks, qmp, warm
 from haneul.drivers.engine import Boot, Engine, Resume
 from haneul.drivers.interface import DriverError
+from haneul.drivers.pace import Pace
 from haneul.drivers.places import Places, cold, take_back_cold
 from haneul.drivers.run import run
 from haneul.model.assignment import MachineReport, MachineSpec
@@ -168,6 +169,7 @@ class Machines:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._watched: set[str] = set()
         self._resuming: set[str] = set()
+        self._pace = Pace()
         self.launches: Counter[str] = Counter()
 
     def places(self, instance_id: str) -> Places:
@@ -331,18 +333,10 @@ class Machines:
         given = Boot(spec, places, disks, taps, uid, first)
         self._resuming.add(spec.instance_id)
         try:
-            resume = await asyncio.to_thread(self._spawn, engine, given)
-            if resume is not None and not await self._resumed(engine, spec, places, resume):
-                for file in disks.values():
-                    take_back_cold(file)
-                await self._prepare(places, uid)
-                _write_json(places.boot, boot)
-                await asyncio.to_thread(self._spawn, engine, replace(given, warm=False))
-                resume = None
-            if resume is None:
-                await self._until_it_answers(engine, places)
+            async with self._pace.launch():
+                warm_one = await self._begin(engine, given, boot)
             # Before the disk that it had is gone: what was begun has that disk no more.
-            path = "warm" if resume else "cold"
+            path = "warm" if warm_one else "cold"
             _write_json(places.boot, boot | {"begun": True, "path": path})
             if first:
                 self.launches[path] += 1
@@ -350,15 +344,33 @@ class Machines:
             self._resuming.discard(spec.instance_id)
         for file in disks.values():
             cold(file).unlink(missing_ok=True)
-        if first and resume is None:
+        if first and not warm_one:
             engine.cold_booted(spec)
 
-    async def _resumed(self, engine: Engine, spec: MachineSpec, places: Places, resume: Resume) -> bool:
+    async def _begin(self, engine: Engine, given: Boot, boot: dict[str, Any]) -> bool:
+        """Start the machine until it lives; whether it has gone on from a template."""
+        spec, places = given.spec, given.places
+        resume = await asyncio.to_thread(self._spawn, engine, given)
+        if resume is not None:
+            if await self._resumed(spec, places, resume):
+                return True
+            for file in given.files.values():
+                take_back_cold(file)
+            await self._prepare(places, given.uid)
+            _write_json(places.boot, boot)
+            await asyncio.to_thread(self._spawn, engine, replace(given, warm=False))
+        await self._until_it_answers(engine, places)
+        return False
+
+    async def _resumed(self, spec: MachineSpec, places: Places, resume: Resume) -> bool:
         """Whether the machine goes on from its template, as itself. If not, nothing of it is left but its files."""
         try:
-            with resume.port, resume.monitor:
+            with contextlib.ExitStack() as held, resume.monitor:
+                held.enter_context(resume.port)
                 # Those that start at once share the processors.
                 await warm.go_on(spec, resume, warm.ALONE_SECONDS + warm.EACH_SECONDS * len(self._resuming))
+                held.pop_all()
+            self._pace.hold(resume.port, urgent=spec.identity is not None and spec.identity.user_data)
             resume.went_on("")
             return True
         except (DriverError, OSError, TimeoutError) as error:

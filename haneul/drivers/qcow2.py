@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import struct
 from pathlib import Path
 
@@ -10,6 +12,12 @@ from haneul.drivers.run import run
 from haneul.model.assignment import DiskSpec
 
 _MAGIC = b"QFI\xfb"
+_CLUSTER = 1 << 16
+#: What one cluster of the first-level table stands for: a cluster of the second level has 8,192 entries (bytes).
+_PER_ENTRY = _CLUSTER * _CLUSTER // 8
+#: Header extension: the format of the backing file.
+_BACKING_FORMAT = 0xE2792ACA
+_HEADER_LENGTH = 112
 
 
 def virtual_size(path: Path) -> int | None:
@@ -57,6 +65,31 @@ def set_backing_file(path: Path, name: str) -> None:
         file.write(struct.pack(">I", len(new)))
 
 
+def empty(size: int, backing: str = "") -> bytes:
+    """A qcow2 file of `size` bytes in which nothing was written yet, as `qemu-img create` makes it (QEMU, docs/interop/qcow2.txt).
+
+    `backing` is the path of a qcow2 file, which is not looked at. Raises ValueError if that is too long.
+    """
+    name = backing.encode()
+    if len(name) > 1023:
+        raise ValueError("the path of the backing file has more than 1,023 bytes")
+    entries = -(-size // _PER_ENTRY)
+    used = 3 + -(-entries * 8 // _CLUSTER)
+    extensions = struct.pack(">II8s", _BACKING_FORMAT, 5, b"qcow2") if name else b""
+    extensions += struct.pack(">II", 0, 0)
+    name_at = _HEADER_LENGTH + len(extensions) if name else 0
+    # Cluster 0 is the header, 1 the table of reference counts' blocks, 2 the only block, from 3 on the first-level table.
+    header = struct.pack(
+        ">4sIQIIQIIQQIIQQQQIIQ",
+        _MAGIC, 3, name_at, len(name), _CLUSTER.bit_length() - 1, size, 0, entries, 3 * _CLUSTER, _CLUSTER, 1, 0, 0, 0, 0, 0, 4,
+        _HEADER_LENGTH, 0,
+    )  # fmt: skip
+    first = (header + extensions + name).ljust(_CLUSTER, b"\0")
+    table = struct.pack(">Q", 2 * _CLUSTER).ljust(_CLUSTER, b"\0")
+    counts = struct.pack(f">{used}H", *[1] * used).ljust(_CLUSTER, b"\0")
+    return first + table + counts + bytes(entries * 8)
+
+
 class Qcow2Disks:
     """`directory` holds the volumes, `images` the image store."""
 
@@ -85,18 +118,26 @@ class Qcow2Disks:
             return
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         temporary = self.directory / f".{disk.volume_id}.new"
-        command = ["qemu-img", "create", "-q", "-f", "qcow2"]
+        backing = ""
         if disk.image:
             base = self.images / disk.image / "disk.qcow2"
             if not base.exists():
                 raise DriverError(f"the image '{disk.image}' is not built; `haneul image build` builds it", fatal=True)
-            # -u: root does not open the image, which may be imported; its size is not asked for, and the header names it.
-            command += ["-u", "-b", str(base.absolute()), "-F", "qcow2"]
-        await run([*command, str(temporary), str(wanted)])
-        temporary.chmod(0o600)
+            # Root does not open the image, which may be imported: its size is not asked for.
+            backing = str(base.absolute())
+        await asyncio.to_thread(_write_sparse, temporary, empty(wanted, backing))
         temporary.replace(file)
 
     async def ensure_absent(self, volume_id: str) -> None:
         self.file(volume_id).unlink(missing_ok=True)
         for suffix in ("new", "cold"):
             (self.directory / f".{volume_id}.{suffix}").unlink(missing_ok=True)
+
+
+def _write_sparse(path: Path, data: bytes) -> None:
+    """Of what is nearly all zeros, only the clusters that are not."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb") as file:
+        for at in range(0, len(data), _CLUSTER):
+            if any(part := data[at : at + _CLUSTER].rstrip(b"\0")):
+                os.pwrite(file.fileno(), part, at)
+        file.truncate(len(data))

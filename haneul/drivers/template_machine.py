@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from haneul.drivers import locks, qemu_command, qmp
+from haneul.drivers import locks, pace, qemu_command, qmp
 from haneul.drivers.interface import DriverError
 from haneul.drivers.places import Places, confined
 from haneul.drivers.qemu_command import Accelerator, Kernel, Warm
@@ -29,6 +29,7 @@ BOOT_SECONDS = 1200.0
 #: Between the unit's word and the save: what is still starting settles.
 SETTLE_SECONDS = 2.0
 SAVE_SECONDS = 120.0
+NICE = 10
 #: Devices without the guest's memory: less than one MiB is usual.
 MOST_STATE = 64 << 20
 #: What is left in the machine's folder at the end.
@@ -116,12 +117,14 @@ def _spawn(making: Making, tap: int, resume: int) -> subprocess.Popen[bytes]:
         raise DriverError("this template is being made already")
     try:
         with open(os.open(places.errors, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb") as errors:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 # What waits for a launch comes first. It ends with haneul; the signal is asked for by its own uid, or is forgotten.
-                ["nice", "-n", "10", *confined(making.uid, groups, ["setpriv", "--pdeathsig", "KILL", "--", *words])],
+                ["nice", "-n", str(NICE), *confined(making.uid, groups, ["setpriv", "--pdeathsig", "KILL", "--", *words])],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 pass_fds=(lock, tap, resume), start_new_session=True, cwd="/", env={"PATH": "/usr/bin:/bin"},
             )  # fmt: skip
+        pace.lower(process.pid, NICE)
+        return process
     finally:
         os.close(lock)
 

@@ -6,7 +6,8 @@
  *
  * Protocol, in lines: here -> server "waiting 2"; server -> here "KEY VALUE" lines and "end"; any number of times here -> server "time?"
  * and back "time SECONDS.NANOSECONDS"; here -> server "resumed KEY=VALUE ..." with what the kernel now says, or "failed TEXT".
- * Afterwards the program AFTER of the command line takes this one's place.
+ * Afterwards the program AFTER of the command line takes this one's place. Its descriptor 3 is the port: the server hangs up when it may begin with what
+ * can wait.
  *
  * OpenSSH's server listens in a template already, where there is no network, with a host key that nobody will be shown: each connection
  * is a new process, which reads the keys of the clone.
@@ -51,6 +52,7 @@
  * of this type. */
 #define TEMPLATE_HOST_KEY "/etc/ssh/ssh_host_rsa_key"
 #define SSH_SERVER "/run/sshd.pid"
+#define HANDED_OVER 3
 
 struct identity {
     char instance[64], hostname[256], machine_id[33], boot_id[64], mac[18], address[16], gateway[16], dns[16], domain[256];
@@ -557,6 +559,7 @@ int main(int count, char **words) {
     answer(words[2]);
     before_all_others(SCHED_OTHER, 0);
     unlink(FLAG);
+    if (opened == HANDED_OVER ? fcntl(opened, F_SETFD, 0) : dup2(opened, HANDED_OVER) < 0) perror("the port");
     execl(words[4], words[4], who.instance, (char *)NULL);
     perror(words[4]);
     return 1;

@@ -18,6 +18,7 @@ TINY_SCRIPTS = {
     "lib/haneul/resumed": """\
 #!/bin/sh
 # The instance has answered; the rest is what a boot does anyway.
+exec 3<&-
 exec /lib/haneul/boot resumed
 """,
 }
@@ -177,12 +178,15 @@ else
     # The keys that the server gave stay, also if cloud-init comes to them in another boot.
     printf '# %s\\nssh_deletekeys: false\\n' "$1" >{_KEEP_KEYS}
 fi
-# Who waits to log in comes first: that takes three seconds of a quiet emulated processor, five of a busy one.
-sleep 5
+# The server says when, by hanging up: who waits to log in, here or at another instance, comes before the rest.
+# The journal cannot wait for as long as a burst of launches takes: who says something to it would wait, too.
+timeout 20 cat <&3 >/dev/null
 sync
 # The kernel's messages go to the journal again, which is a new one: of this machine, this boot and this name.
 rm -rf /var/log/journal/* /run/log/journal/* /run/systemd/journal/kernel-seqnum
 systemctl restart systemd-journald.service
+cat <&3 >/dev/null
+exec 3<&-
 udevadm control --start-exec-queue
 udevadm trigger --type=devices --subsystem-match=block --subsystem-match=net
 # The address and the route that are there stay until DHCP has given the same.
