@@ -22,10 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from haneul.drivers import files, locks, qmp, warm
+from haneul.drivers import files, locks, pace, qmp, warm
 from haneul.drivers.engine import Boot, Engine, Resume
 from haneul.drivers.interface import DriverError
-from haneul.drivers.pace import Pace
 from haneul.drivers.places import Places, cold, take_back_cold
 from haneul.drivers.run import run
 from haneul.model.assignment import MachineReport, MachineSpec
@@ -169,7 +168,7 @@ class Machines:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._watched: set[str] = set()
         self._resuming: set[str] = set()
-        self._pace = Pace()
+        self._pace = pace.Pace()
         self.launches: Counter[str] = Counter()
 
     def places(self, instance_id: str) -> Places:
@@ -370,6 +369,8 @@ class Machines:
                 # Those that start at once share the processors.
                 await warm.go_on(spec, resume, warm.ALONE_SECONDS + warm.EACH_SECONDS * len(self._resuming))
                 held.pop_all()
+            if (started := self._children.get(spec.instance_id)) is not None:
+                pace.set_niceness(started.pid, 0)
             self._pace.hold(resume.port, urgent=spec.identity is not None and spec.identity.user_data)
             resume.went_on("")
             return True
@@ -452,7 +453,7 @@ class Machines:
             given = launch.descriptors
             if launch.resume is not None:
                 _write_json(places.boot, (_read_json(places.boot) or {}) | {"resuming": True})
-            self._children[spec.instance_id] = subprocess.Popen(
+            started = self._children[spec.instance_id] = subprocess.Popen(
                 launch.command,
                 stdin=reading,
                 stdout=events,
@@ -462,6 +463,8 @@ class Machines:
                 cwd="/",
                 env={"PATH": "/usr/bin:/bin"},
             )
+            if launch.resume is not None:
+                pace.set_niceness(started.pid, pace.LAUNCHING)
         finally:
             for descriptor in (lock, reading, feed, events, errors, *given):
                 os.close(descriptor)

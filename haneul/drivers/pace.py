@@ -12,15 +12,18 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 #: Whoever waits to log in comes first: a login takes two seconds of a quiet emulated processor, five of a busy one.
 LOGIN_SECONDS = 5.0
-#: A server without a free processor lets one go on all the same after so long: what keeps it busy may be somebody else's.
-PATIENCE = 15.0
+#: A server without a free processor lets one go on all the same after so long: what keeps it busy may be somebody else's. cloud-init takes two processors
+#: 15 to 30 s, so that a burst leaves some of them for logins.
+PATIENCE = 30.0
 TICK = 0.5
+#: Of a machine until its guest has answered: what was launched before it goes on a little slower meanwhile.
+LAUNCHING = -5
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,10 @@ def idle_ticks(stat: str) -> int:
     return int(nice) + int(idle) + int(iowait)
 
 
-def lower(pid: int, nice: int) -> None:
-    """The session of `pid` too: Linux compares niceness within a session only (sched(7), autogroup). A kernel without that needs nothing."""
-    try:
+def set_niceness(pid: int, nice: int) -> None:
+    """Of the whole session of `pid`: Linux compares niceness within a session only (sched(7), autogroup). A kernel without that goes without."""
+    with suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(nice))
-    except OSError:
-        return
 
 
 class Pace:

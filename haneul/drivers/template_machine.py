@@ -123,7 +123,7 @@ def _spawn(making: Making, tap: int, resume: int) -> subprocess.Popen[bytes]:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 pass_fds=(lock, tap, resume), start_new_session=True, cwd="/", env={"PATH": "/usr/bin:/bin"},
             )  # fmt: skip
-        pace.lower(process.pid, NICE)
+        pace.set_niceness(process.pid, NICE)
         return process
     finally:
         os.close(lock)

@@ -179,8 +179,9 @@ else
     printf '# %s\\nssh_deletekeys: false\\n' "$1" >{_KEEP_KEYS}
 fi
 # The server says when, by hanging up: who waits to log in, here or at another instance, comes before the rest.
-# The journal cannot wait for as long as a burst of launches takes: who says something to it would wait, too.
-timeout 20 cat <&3 >/dev/null
+# The journal cannot wait for as long as that: from the 90th second on systemd's watchdog takes the one that was stopped for dead, and who
+# says something to it waits when its sockets are full.
+timeout 60 cat <&3 >/dev/null
 sync
 # The kernel's messages go to the journal again, which is a new one: of this machine, this boot and this name.
 rm -rf /var/log/journal/* /run/log/journal/* /run/systemd/journal/kernel-seqnum
