@@ -1,7 +1,8 @@
 """The server's half: one pass compares the assignment with what there is and calls the drivers.
 
 A pass takes no input but the assignment and the world, keeps nothing that matters, and may be killed at any
-line: the next pass finds out. It runs when it is woken and every few seconds besides.
+line: the next pass finds out. It runs when it is woken and every few seconds besides. A machine that takes longer (one of fifty
+that are launched at once) is worked at beside the next passes, so that nobody waits for it, and no two work at the same one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -39,6 +41,8 @@ IMPAIRED_AFTER = 600.0
 
 
 MACHINES_AT_ONCE = 50
+#: So long a pass waits for the machines that it works at, then it reports the others (seconds).
+PATIENCE = 0.5
 CHECKS_AT_ONCE = 50
 
 
@@ -86,6 +90,8 @@ class Agent:
     _may_ask: float = 0
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tracer: Tracer = field(default_factory=Tracer)
+    _at_work: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _late: set[str] = field(default_factory=set)
 
     @property
     def problems(self) -> list[str]:
@@ -102,7 +108,13 @@ class Agent:
         loops = [self._loop(self._wake, self.one_pass), self._loop(self._wake_networks, self.network_pass)]
         if self.drivers.templates is not None:
             loops.append(self.drivers.templates.run())
-        await asyncio.gather(*loops)
+        try:
+            await asyncio.gather(*loops)
+        finally:
+            left = list(self._at_work.values())
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def _loop(self, wake: asyncio.Event, one_pass: Callable[[], Awaitable[bool]]) -> None:
         while True:
@@ -158,7 +170,7 @@ class Agent:
         self._forget(assignment)
         await self._remove_rest(assignment)
         await self._report(assignment, reports)
-        return any(
+        return bool(self._at_work) or any(
             one.power in ("starting", "stopping") or (one.power == "running" and one.reachable is None)
             for one in reports
         )
@@ -186,17 +198,33 @@ class Agent:
         """Every machine as it should be; those that are so already cost one comparison."""
         # All guests are asked again in one period, but not all in the same pass.
         self._may_ask = max(CHECKS_AT_ONCE, len(assignment.machines) * PERIOD // REACHABLE_PERIOD + 1)
-        due = [spec for spec in assignment.machines if not self._is_settled(spec, seen)]
-        for start in range(0, len(due), MACHINES_AT_ONCE):
-            some = due[start : start + MACHINES_AT_ONCE]
-            for spec, report in zip(
-                some,
-                await asyncio.gather(*(self._machine(one, seen.get(one.instance_id)) for one in some)),
-                strict=True,
-            ):
-                self._reports[spec.instance_id] = (spec, report)
-            await asyncio.sleep(0)
-        return [self._reports[spec.instance_id][1] for spec in assignment.machines]
+        free = (spec for spec in assignment.machines if spec.instance_id not in self._at_work)
+        due = deque(
+            # Who is to end does not wait for those that begin: it takes little, and gives room back.
+            sorted((one for one in free if not self._is_settled(one, seen)), key=lambda one: one.power == "running")
+        )
+        while due or self._at_work:
+            for _ in range(min(len(due), MACHINES_AT_ONCE - len(self._at_work))):
+                spec = due.popleft()
+                self._work_at(spec, seen.get(spec.instance_id))
+            _, late = await asyncio.wait(self._at_work.values(), timeout=PATIENCE)
+            if late:
+                self._late.update(self._at_work)
+                break
+        done = (spec.instance_id for spec in assignment.machines if spec.instance_id not in self._at_work)
+        return [self._reports[one][1] for one in done if one in self._reports]
+
+    def _work_at(self, spec: MachineSpec, seen: MachineReport | None) -> None:
+        async def work() -> None:
+            try:
+                self._reports[spec.instance_id] = (spec, await self._machine(spec, seen))
+            finally:
+                del self._at_work[spec.instance_id]
+                if spec.instance_id in self._late:
+                    self._late.remove(spec.instance_id)
+                    self._wake.set()  # no pass waits for it
+
+        self._at_work[spec.instance_id] = asyncio.create_task(work())
 
     def _is_settled(self, spec: MachineSpec, seen: dict[str, MachineReport]) -> bool:
         """This very value was made so, nothing is on its way, and the machine is still as it was reported."""
@@ -327,7 +355,7 @@ class Agent:
 
     async def _remove_machines(self, assignment: Assignment, seen: dict[str, MachineReport]) -> None:
         wanted = {machine.instance_id for machine in assignment.machines}
-        for instance_id in seen.keys() - wanted:
+        for instance_id in seen.keys() - wanted - self._at_work.keys():
             await self._tolerate(f"machine {instance_id}", self._remove(instance_id))
 
     async def _remove(self, instance_id: str) -> None:
@@ -335,6 +363,8 @@ class Agent:
         await self.drivers.machines.ensure_absent(instance_id)
 
     async def _remove_rest(self, assignment: Assignment) -> None:
+        if self._at_work.keys() - {machine.instance_id for machine in assignment.machines}:
+            return  # what nobody wants any more is still in somebody's hands
         kept = {disk.volume_id for disk in assignment.volumes}
         for volume_id in await self.drivers.disks.observe() - kept:
             await self._tolerate(f"volume {volume_id}", self.drivers.disks.ensure_absent(volume_id))

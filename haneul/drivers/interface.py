@@ -41,7 +41,7 @@ class MachineDriver(Protocol):
     """Virtual servers of this physical one. What a generation can do beyond this page: `model.generation.ABILITIES`."""
 
     async def observe(self) -> dict[str, MachineReport]:
-        """Every machine there is, wanted or not, by instance id."""
+        """Every machine there is, wanted or not, by instance id. May be asked while machines are started and removed."""
 
     async def ensure_running(self, spec: MachineSpec, taps: dict[str, int]) -> MachineReport:
         """Running with at least `spec.boot_count` boots carried out.

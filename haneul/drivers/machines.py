@@ -167,7 +167,7 @@ class Machines:
         self._changed = changed
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._watched: set[str] = set()
-        self._resuming: set[str] = set()
+        self._starting: set[str] = set()
         self._pace = pace.Pace()
         self.launches: Counter[str] = Counter()
 
@@ -187,6 +187,9 @@ class Machines:
 
     def _look(self, instance_id: str) -> MachineReport:
         places = self.places(instance_id)
+        if instance_id in self._starting:
+            # Its files and its lock are half those of the boot before: whoever starts it tells.
+            return MachineReport(instance_id, "starting", phase="starting")
         child = self._children.get(instance_id)
         if child is not None and child.poll() is not None:
             del self._children[instance_id]
@@ -195,7 +198,7 @@ class Machines:
             return MachineReport(instance_id, "absent")
         count, accelerator = boot["boot_count"], boot["accelerator"]
         on = "on, from a template" if boot.get("path") == "warm" else "on"
-        if boot.get("resuming") and instance_id not in self._resuming:
+        if boot.get("resuming"):
             # haneul ended while the guest was not itself yet: that boot has not happened, whatever of it still runs.
             return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
         if locks.held(places.lock):
@@ -330,7 +333,7 @@ class Machines:
         boot = {"boot_count": spec.boot_count, "accelerator": accelerator, "begun": False, "server_boot": self._boot_id}
         _write_json(places.boot, boot)
         given = Boot(spec, places, disks, taps, uid, first)
-        self._resuming.add(spec.instance_id)
+        self._starting.add(spec.instance_id)
         try:
             async with self._pace.launch():
                 warm_one = await self._begin(engine, given, boot)
@@ -340,7 +343,7 @@ class Machines:
             if first:
                 self.launches[path] += 1
         finally:
-            self._resuming.discard(spec.instance_id)
+            self._starting.discard(spec.instance_id)
         for file in disks.values():
             cold(file).unlink(missing_ok=True)
         if first and not warm_one:
@@ -367,7 +370,7 @@ class Machines:
             with contextlib.ExitStack() as held, resume.monitor:
                 held.enter_context(resume.port)
                 # Those that start at once share the processors.
-                await warm.go_on(spec, resume, warm.ALONE_SECONDS + warm.EACH_SECONDS * len(self._resuming))
+                await warm.go_on(spec, resume, warm.ALONE_SECONDS + warm.EACH_SECONDS * len(self._starting))
                 held.pop_all()
             if (started := self._children.get(spec.instance_id)) is not None:
                 pace.set_niceness(started.pid, 0)
@@ -380,7 +383,7 @@ class Machines:
             log.warning("%s boots cold, its template does not do: %s", spec.instance_id, why)
             await self._kill(places)
             # Of several at once the last may be late because of the others.
-            if not isinstance(error, TimeoutError) or len(self._resuming) == 1:
+            if not isinstance(error, TimeoutError) or len(self._starting) == 1:
                 resume.went_on(why)
             return False
 
@@ -498,7 +501,7 @@ class Machines:
     async def _give_up_resuming(self, instance_id: str, disks: Iterable[Path]) -> None:
         """haneul ended while the guest was not itself yet: what runs of it has no owner, and a disk that is not its own."""
         places = self.places(instance_id)
-        if (_read_json(places.boot) or {}).get("resuming") and instance_id not in self._resuming:
+        if (_read_json(places.boot) or {}).get("resuming") and instance_id not in self._starting:
             if locks.held(places.lock):
                 await self._kill(places)
             for disk in disks:

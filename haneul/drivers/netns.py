@@ -52,13 +52,16 @@ def leave_for_nowhere() -> None:
 
 
 def _mounted(path: Path) -> bool:
-    text = str(path).replace("\\", "\\134").replace(" ", "\\040")
-    with open("/proc/self/mountinfo") as mounts:
-        return any(line.split(" ")[4] == text for line in mounts)
+    """Whether something is mounted on the file itself. /proc/self/mountinfo would also name what another mount hides,
+    a container's own /run for example."""
+    try:
+        return path.stat().st_dev != path.parent.stat().st_dev
+    except FileNotFoundError:
+        return False
 
 
 def exists(path: Path) -> bool:
-    return path.exists() and _mounted(path)
+    return _mounted(path)
 
 
 def create(path: Path) -> None:

@@ -7,6 +7,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from haneul.drivers import netns
 from tests.system.conftest import Haneul
 
 
@@ -90,3 +93,23 @@ def test_uplink_nat_is_taken_back_too(make_haneul: Callable[..., Haneul]) -> Non
     found.client().start_instances(InstanceIds=[one])
     found.until_ssh(one)
     found.run("down", "--purge")
+
+
+@pytest.mark.skipif(os.environ.get("HANEUL_TEST_MOUNTS") != "own", reason="mounts a file system: run `make test`")
+def test_a_namespace_that_another_mount_hides_is_not_there(tmp_path: Path) -> None:
+    """A container's own /run over the server's, where a haneul with the same slot has its namespaces."""
+    place = tmp_path / "run"
+    edge = place / "edge"
+    netns.create(edge)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], check=True)
+    try:
+        assert not netns.exists(edge)
+        netns.create(edge)
+        assert netns.exists(edge)
+        netns.remove(edge)
+        assert not netns.exists(edge) and not edge.exists()
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert netns.exists(edge), "the hidden one is another's"
+    netns.remove(edge)
+    assert not edge.exists()

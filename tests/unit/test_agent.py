@@ -1,0 +1,171 @@
+"""Passes of the agent over machines that take their time. Its drivers here are made for that: nothing of them is real."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from haneul.agent import agent as agent_module
+from haneul.agent.agent import Agent, Drivers
+from haneul.model.assignment import Assignment, MachineReport, MachineSpec, Report
+
+SPEC = MachineSpec("i-0", "running", 1, False, 60, 1, 128, "tiny", "t3.nano", "hvm", "u", (), ())
+
+
+class Machines:
+    """Each machine begins when its event is set."""
+
+    def __init__(self) -> None:
+        self.may: dict[str, asyncio.Event] = {}
+        self.there: dict[str, MachineReport] = {}
+        self.working: list[str] = []
+        self.most = 0
+
+    async def observe(self) -> dict[str, MachineReport]:
+        return dict(self.there)
+
+    def needs_taps(self, spec: MachineSpec) -> bool:
+        return False
+
+    async def ensure_running(self, spec: MachineSpec, taps: dict[str, int]) -> MachineReport:
+        assert spec.instance_id not in self.working, "two work at it"
+        self.working.append(spec.instance_id)
+        self.most = max(self.most, len(self.working))
+        try:
+            if event := self.may.get(spec.instance_id):
+                await event.wait()
+        finally:
+            self.working.remove(spec.instance_id)
+        self.there[spec.instance_id] = MachineReport(spec.instance_id, "running", spec.boot_count)
+        return self.there[spec.instance_id]
+
+    async def ensure_stopped(self, spec: MachineSpec) -> MachineReport:
+        self.there[spec.instance_id] = MachineReport(spec.instance_id, "off", spec.boot_count)
+        return self.there[spec.instance_id]
+
+    async def ensure_absent(self, instance_id: str) -> MachineReport:
+        assert instance_id not in self.working, "it is being started"
+        self.there.pop(instance_id, None)
+        return MachineReport(instance_id, "absent")
+
+
+class Rest:
+    """Disks, networks, metadata and server of nobody; what was taken away is remembered."""
+
+    def __init__(self) -> None:
+        self.disks = frozenset({"vol-left"})
+        self.removed: list[str] = []
+
+    async def observe(self) -> frozenset[str]:
+        return self.disks
+
+    async def apply(self, _: object) -> None: ...
+
+    async def ensure_absent(self, one: str) -> None:
+        self.removed.append(one)
+        self.disks -= {one}
+
+    async def facts(self) -> Any:
+        return None
+
+
+class Told:
+    """The control plane."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.given = assignment
+        self.reports: list[Report] = []
+
+    async def assignment(self, after: int) -> Assignment | None:
+        return self.given if self.given.revision > after else None
+
+    async def report(self, report: Report) -> None:
+        self.reports.append(report)
+
+    @property
+    def running(self) -> set[str]:
+        return (
+            {one.instance_id for one in self.reports[-1].machines if one.power == "running"} if self.reports else set()
+        )
+
+    def want(self, *machines: MachineSpec) -> None:
+        self.given = replace(self.given, revision=self.given.revision + 1, machines=machines)
+
+
+def _specs(number: int) -> tuple[MachineSpec, ...]:
+    return tuple(replace(SPEC, instance_id=f"i-{one}") for one in range(number))
+
+
+async def _until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+def _with(agent_does: Callable[[Agent, Machines, Rest, Told], Awaitable[None]], *machines: MachineSpec) -> None:
+    async def main() -> None:
+        own, rest, told = Machines(), Rest(), Told(Assignment(1, "server-1", machines=machines))
+        agent = Agent(told, Drivers(own, rest, rest, rest, rest), "server-1")  # type: ignore[arg-type]
+        running = asyncio.create_task(agent.run())
+        try:
+            await agent_does(agent, own, rest, told)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert not own.working, "what was being started is no longer, when the agent ends"
+
+    asyncio.run(main())
+
+
+def test_a_slow_machine_keeps_nobody_waiting() -> None:
+    """Others are reported, new ones begun and old ones ended; the slow one is begun once."""
+
+    async def do(agent: Agent, own: Machines, rest: Rest, told: Told) -> None:
+        own.may["i-0"] = asyncio.Event()
+        await _until(lambda: told.running == {"i-1", "i-2"})
+        told.want(*_specs(2), replace(SPEC, instance_id="i-2", power="stopped"), replace(SPEC, instance_id="i-3"))
+        agent.wake()
+        await _until(lambda: told.running == {"i-1", "i-3"})
+        assert own.working == ["i-0"]
+        own.may["i-0"].set()
+        await _until(lambda: told.running == {"i-0", "i-1", "i-3"})
+
+    _with(do, *_specs(3))
+
+
+def test_one_that_nobody_wants_is_removed_when_its_start_is_over() -> None:
+    async def do(agent: Agent, own: Machines, rest: Rest, told: Told) -> None:
+        own.may["i-0"] = asyncio.Event()
+        await _until(lambda: own.working == ["i-0"])
+        own.there["i-0"] = MachineReport("i-0", "starting")
+        told.want(replace(SPEC, instance_id="i-1"))
+        agent.wake()
+        await _until(lambda: told.running == {"i-1"})
+        rest.disks = frozenset({"vol-0"})
+        before = len(told.reports)
+        await _until(lambda: len(told.reports) > before + 1)
+        assert "vol-0" in rest.disks and "i-0" in own.there, "it may still have that open"
+        own.may["i-0"].set()
+        await _until(lambda: "i-0" not in own.there and "vol-0" not in rest.disks)
+
+    _with(do, *_specs(1))
+
+
+def test_no_more_than_so_many_at_once_and_all_of_them() -> None:
+    number = 2 * agent_module.MACHINES_AT_ONCE + 7
+
+    async def do(agent: Agent, own: Machines, rest: Rest, told: Told) -> None:
+        own.may.update({f"i-{one}": asyncio.Event() for one in range(number)})
+        await _until(lambda: len(own.working) == agent_module.MACHINES_AT_ONCE)
+        told.want(*_specs(number - 1), replace(SPEC, instance_id="i-last", power="stopped"))
+        agent.wake()
+        own.may[own.working[0]].set()
+        await _until(lambda: "i-last" in own.there)  # before those that are to begin
+        for event in own.may.values():
+            event.set()
+        await _until(lambda: len(told.running) == number - 1)
+        assert own.most == agent_module.MACHINES_AT_ONCE
+
+    _with(do, *_specs(number))
