@@ -314,6 +314,13 @@ def references(cloud: FakeCloud, victim: Victim) -> list[str]:
     return found
 
 
+def _addresses(cloud: FakeCloud) -> set[str]:
+    """Every address that any row of anybody's has."""
+    with cloud.running.store.read() as tx:
+        rows = [list(row.values()) for table in tables.metadata.sorted_tables for row in tx.select(table)]
+    return set(_ADDRESS.findall(json.dumps(rows, default=str)))
+
+
 @contextmanager
 def rest(cloud: FakeCloud) -> Iterator[None]:
     """The agent does nothing more: what changes is somebody's doing, and both worlds stay alike."""
@@ -387,8 +394,9 @@ def _check(tally: Tally, what: str, record_tally: Callable[[str], None], *same: 
 def _attack(town: Town, *, whole: bool, one_region: bool = False) -> Tally:
     victim = Victim(town.cloud, town.victim, town.sender, one_region=one_region)
     real = ("account",) if one_region else ()
+    nobody = worlds.ghost(town.victim, *real, taken=_addresses(town.cloud))
     with rest(town.cloud):
-        tally = Attack(town.sender, victim, worlds.ghost(town.victim, *real), town.pair, whole).run()
+        tally = Attack(town.sender, victim, nobody, town.pair, whole).run()
     tally.faults += references(town.cloud, victim)
     return tally
 

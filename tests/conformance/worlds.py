@@ -7,7 +7,7 @@ import copy
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,17 +54,20 @@ _TAGGABLE = (
 )  # fmt: skip
 
 
-def ghost(world: World, *real: str) -> World:
-    """The same names of nothing: each value another one of its form, equal ones equal. `real` ones stay."""
+def ghost(world: World, *real: str, taken: Container[str] = ()) -> World:
+    """The same names of nothing: each value another one of its form, equal ones equal. `real` ones stay.
+
+    `taken` are addresses that somebody has: they are few, so another of the same network can be a world's own.
+    """
     made: dict[str, str] = {value: value for name, value in world.values.items() if name in real}
     mark = f"mk{secrets.token_hex(4)}"
     account = made.setdefault(world.account, _like(world.account, world.mark, mark))
     for value in world.values.values():
-        made.setdefault(value, _like(value, world.mark, mark).replace(world.account, account))
+        made.setdefault(value, _like(value, world.mark, mark, taken).replace(world.account, account))
     return World(account, world.region, mark=mark, values={n: made[v] for n, v in world.values.items()})
 
 
-def _like(value: str, mark: str, other: str) -> str:
+def _like(value: str, mark: str, other: str, taken: Container[str] = ()) -> str:
     if ID.fullmatch(value):
         return f"{value.rpartition('-')[0]}-0{secrets.token_hex(8)}"
     if mark in value:
@@ -73,7 +76,8 @@ def _like(value: str, mark: str, other: str) -> str:
         return f"{secrets.randbelow(9 * 10**11) + 10**11:012d}"
     if re.fullmatch(r"[0-9.]+", value):
         head, _, last = value.rpartition(".")
-        return f"{head}.{(int(last) + 97) % 250 + 2}"
+        others = (f"{head}.{(int(last) + 97 + n) % 250 + 2}" for n in range(250))
+        return next(one for one in others if one != value and one not in taken)
     if value.startswith(("ip-", "ec2-")):
         return re.sub(r"^((?:\w+-){4})\d+", r"\g<1>254", value)
     if re.fullmatch(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", value):
