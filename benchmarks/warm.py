@@ -57,6 +57,8 @@ COLD_SECONDS = 900.0
 #: No wait for a network or for metadata that a plain QEMU has not got.
 PLAIN_ARGUMENTS = "cloud-init=disabled systemd.mask=systemd-networkd-wait-online.service"
 SSH_AT_ONCE = 4
+#: Of all processors; above it the instances have still something to do. The ticks of many idle guests are work as well.
+IDLE_SHARE = 0.75
 SETTLING_SECONDS = 200.0
 SSH = 22
 
@@ -587,6 +589,20 @@ def many_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     return {"many": found}
 
 
+def until_idle(reserve: Reserve, deadline: float) -> bool:
+    """What cloud-init does in each takes half a minute of a processor: before that no instance is idle. False at the
+    deadline, or where the reserve is needed."""
+    before, quiet = Path("/proc/stat").read_text(), 0
+    while time.monotonic() < deadline and reserve.left() > 0:
+        time.sleep(5)
+        now = Path("/proc/stat").read_text()
+        share, before = figures.busy_share(before, now), now
+        quiet = quiet + 1 if share < IDLE_SHARE else 0
+        if quiet == 3:  # not a moment between two steps
+            return True
+    return False
+
+
 def density_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """Waves of idle instances until the memory is down to the reserve, the cap is reached or the time is over."""
     cap = options.density
@@ -594,7 +610,7 @@ def density_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         reserve = Reserve(bench, options.reserve_mib)
         began, before = time.monotonic(), figures.available_mib(bench.meminfo.text())
         alive: list[Started] = []
-        why, unanswered, each = "cap", 0, 0.0
+        why, unanswered, each, idle = "cap", 0, 0.0, True
         while len(alive) < cap:
             # Never more than fits, if each of the wave took twice what those before it take.
             wave = min(options.wave, cap - len(alive), int(reserve.left() / max(2 * each, 256)))
@@ -604,15 +620,19 @@ def density_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             some = bench.run_instances(wave)
             alive += some
             unanswered += wave - len(with_ssh(bench, some))
+            idle = until_idle(reserve, began + options.seconds)
             each = (before - figures.available_mib(bench.meminfo.text())) / len(alive)
-            say(f"density: {len(alive)} alive, {each:.0f} MiB each, {reserve.left():.0f} MiB above the reserve")
+            say(
+                f"density: {len(alive)} alive, {each:.0f} MiB each, {reserve.left():.0f} MiB above the reserve"
+                + ("" if idle else ", not idle")
+            )
             if reserve.keep(alive):
                 why = "memory"
                 break
         dead = len(alive) - len(with_ssh(bench, alive, 120))
         memory = pss_of(bench, alive)
         found = {
-            "instances": len(alive), "ended_by": why, "seconds": round(time.monotonic() - began),
+            "instances": len(alive), "ended_by": why, "seconds": round(time.monotonic() - began), "idle": idle,
             "available_mb_each": round((before - figures.available_mib(bench.meminfo.text())) / max(len(alive), 1), 1),
             "private_mb_each": figures.median([one["private"] for one in memory], 1),
             "pss_mb_each": figures.median([one["pss"] for one in memory], 1), "guest_memory_mb": type_of(bench).memory_mib,

@@ -124,6 +124,18 @@ def started_at(stat: str, ticks: int, now: float, since_boot: float) -> float:
     return now - (since_boot - int(after_name[19]) / ticks)
 
 
+def busy_share(before: str, after: str) -> float:
+    """Of all processors' time between two readings of /proc/stat (proc(5)), what was neither idle nor waited for a disk."""
+    (busy, all_), (busy_then, all_then) = _processors(after), _processors(before)
+    return (busy - busy_then) / max(all_ - all_then, 1)
+
+
+def _processors(stat: str) -> tuple[int, int]:
+    user, nice, system, idle, waiting, *rest = map(int, stat.split("\n", 1)[0].split()[1:9])
+    busy = user + nice + system + sum(rest)
+    return busy, busy + idle + waiting
+
+
 def available_mib(meminfo: str) -> float:
     return _meminfo(meminfo, "MemAvailable")
 

@@ -101,6 +101,14 @@ def test_a_process_began_so_long_ago() -> None:
     assert figures.started_at(stat, 100, now=10_000.0, since_boot=600.0) == 9900.0
 
 
+def test_how_busy_the_processors_were() -> None:
+    """user, nice, system, idle, iowait, irq, softirq, steal, guest (a part of user), guest_nice."""
+    before = "cpu  100 0 50 1000 10 0 5 20 90 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n"
+    after = "cpu  150 10 60 1080 30 0 5 50 140 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n"
+    assert figures.busy_share(before, after) == pytest.approx(0.5)
+    assert figures.busy_share(before, before) == 0
+
+
 def test_the_servers_memory_and_one_that_has_more() -> None:
     text = "MemTotal:       24684096 kB\nMemFree:  1 kB\nMemAvailable:   1048576 kB\n"
     assert figures.available_mib(text) == 1024 and figures.total_mib(text) == pytest.approx(24105.5, abs=0.1)
