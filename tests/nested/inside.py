@@ -1,4 +1,4 @@
-"""Runs in the emulated server: haneul's own probe and machine driver, under a KVM that works.
+"""Runs in the emulated server: haneul's own probe, machine driver and templates, under a KVM that works.
 
 Says each step as it goes, and at last one line of JSON: what took how long (seconds), what was seen, what failed.
 """
@@ -6,8 +6,10 @@ Says each step as it goes, and at last one line of JSON: what took how long (sec
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
+import struct
 import subprocess
 import time
 import traceback
@@ -20,9 +22,12 @@ from haneul.drivers import locks
 from haneul.drivers.interface import DiskDriver, DriverError, MachineDriver
 from haneul.drivers.machines import Machines
 from haneul.drivers.qcow2 import Qcow2Disks
-from haneul.drivers.qemu import QemuEngine
+from haneul.drivers.qemu import QemuEngine, shape
+from haneul.drivers.qemu_command import Accelerator
 from haneul.drivers.server import LinuxServer
-from haneul.model.assignment import DiskSpec, MachineReport, MachineSpec
+from haneul.drivers.templates import Server, Templates
+from haneul.images import resume
+from haneul.model.assignment import DiskSpec, GuestIdentity, MachineReport, MachineSpec, NicSpec
 from tests.nested import recipe
 
 RESULT = "nested: result "
@@ -47,6 +52,15 @@ SPEC = MachineSpec(
     disks=(DiskSpec("vol-0123456789abcdef0", "tiny", 1, "/dev/xvda"),),
     nics=(),
 )
+#: One that a template can be for: it is told who it is.
+WARM = replace(
+    SPEC,
+    instance_id="i-0fedcba9876543210",
+    uuid="ec2d3c1a-52f7-4a0b-8a41-6a1e0f9b7c22",
+    disks=(DiskSpec("vol-0fedcba9876543210", "tiny", 1, "/dev/xvda"),),
+    nics=(NicSpec("eni-0fedcba9876543210", "vpc-1", "subnet-1", "06:00:00:00:00:22", "10.77.0.9"),),
+    identity=GuestIdentity("ip-10-77-0-9", "ec2.internal", 24, "10.77.0.1", "10.77.0.2", ()),
+)
 
 
 @dataclass
@@ -68,25 +82,45 @@ class Told:
 
 @dataclass
 class Driver:
-    """What is relied on of the driver: the interface, the folder of a machine, how it is made."""
+    """What is relied on of the driver: the interface, the folder of its machine `spec`, how it is made."""
 
+    spec: MachineSpec
     machines: MachineDriver
     disks: DiskDriver
     console: Callable[[], Awaitable[bytes]]
     screenshot: Callable[[], Awaitable[bytes]]
-    directory: Path = DATA / "instances" / SPEC.instance_id
+
+    @property
+    def directory(self) -> Path:
+        return DATA / "instances" / self.spec.instance_id
 
 
-def make_driver(server: LinuxServer) -> Driver:
+def make_driver(server: LinuxServer, spec: MachineSpec = SPEC, templates: Templates | None = None) -> Driver:
     disks = Qcow2Disks(DATA / "volumes", IMAGES)
-    engines = {"hvm": QemuEngine(IMAGES, server.accelerator)}
+    engines = {"hvm": QemuEngine(IMAGES, server.accelerator, templates)}
     machines = Machines(DATA / "instances", disks.file, FIRST_UID, engines, lambda: None)
     return Driver(
+        spec,
         machines,
         disks,
-        lambda: machines.console_output(SPEC.instance_id),
-        lambda: machines.screenshot(SPEC.instance_id),
+        lambda: machines.console_output(spec.instance_id),
+        lambda: machines.screenshot(spec.instance_id),
     )
+
+
+def make_templates(server: LinuxServer) -> Templates:
+    async def accelerator() -> Accelerator:
+        return server.accelerator()
+
+    about = Server(FIRST_UID - 1, vcpus=1, memory_mib=512, tap=_tap, accelerator=accelerator)
+    return Templates(DATA / "templates", IMAGES, about, 512, resume.PROTOCOL)
+
+
+def _tap() -> int:
+    """It leads nowhere: nobody has set it up."""
+    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"tap%d", 0x5002))
+    return tap
 
 
 async def _until(ask: Callable[[], Awaitable[MachineReport]], power: str, seconds: float) -> MachineReport:
@@ -101,7 +135,7 @@ async def _until(ask: Callable[[], Awaitable[MachineReport]], power: str, second
 async def _console_says(driver: Driver, text: bytes, seconds: float = BOOT_SECONDS) -> None:
     async with asyncio.timeout(seconds):
         while text not in await driver.console():
-            report = (await driver.machines.observe())[SPEC.instance_id]
+            report = (await driver.machines.observe())[driver.spec.instance_id]
             assert report.power == "running", report
             await asyncio.sleep(0.2)
 
@@ -210,6 +244,27 @@ async def second_boot(told: Told, driver: Driver) -> None:
     await stopped(told, driver, spec, "second boot: orderly stop")
 
 
+async def warm_launch(told: Told, driver: Driver, templates: Templates) -> None:
+    """Saved under KVM, and gone on from: the driver has compared what the guest answers with what it was told."""
+    subprocess.run(["modprobe", "tun"], check=True)
+    spec = driver.spec
+    await driver.disks.ensure(spec.disks[0])
+    with told.step("template made"):
+        await templates.ensure(shape(spec, "kvm"))
+    tap = _tap()
+    try:
+        with told.step("warm launch to the guest's answer"):
+            report = await driver.machines.ensure_running(spec, {spec.nics[0].interface_id: tap})
+    finally:
+        os.close(tap)
+    assert (report.power, report.boot_count, report.accelerator) == ("running", 1, "kvm"), report
+    assert driver.machines.launches == {"warm": 1}, "it has booted instead"
+    pid = _qemu(driver.directory)
+    assert _owners(pid)["Groups"] == [recipe.KVM_GROUP] and _has_a_virtual_machine(pid)
+    await stopped(told, driver, spec, "warm: orderly stop")
+    await driver.machines.ensure_absent(spec.instance_id)
+
+
 async def refused(told: Told, driver: Driver) -> None:
     """The device is taken away after the probe: the launch fails with QEMU's reason, and nothing is left of it."""
     os.chmod("/dev/kvm", 0)
@@ -225,15 +280,20 @@ async def refused(told: Told, driver: Driver) -> None:
 
 async def everything(told: Told) -> None:
     server = await probed(told)
-    driver = make_driver(server)
+    driver, templates = make_driver(server), make_templates(server)
+    warm = make_driver(server, WARM, templates)
+    at = driver
     try:
         await first_boot(told, driver)
         await looked_at(told, driver, server)
         await stopped(told, driver, SPEC, "orderly stop")
         await second_boot(told, driver)
+        at = warm
+        await warm_launch(told, warm, templates)
+        at = driver
         await refused(told, driver)
     finally:
-        told.console = (await driver.console()).decode(errors="replace")[-6000:]
+        told.console = (await at.console()).decode(errors="replace")[-6000:]
     await driver.machines.ensure_absent(SPEC.instance_id)
     assert await driver.machines.observe() == {}
 

@@ -19,8 +19,8 @@ from haneul.images.recipes import Say
 PLACE = Path(__file__).parents[2] / "build" / "nested"
 #: Configured by nobody: nothing here needs what their maintainers' scripts do.
 PACKAGES = (
-    "linux-image-cloud-amd64", "kmod", "busybox-static", "dash", "coreutils", "grep", "libc-bin", "base-files",
-    "util-linux", "python3", "qemu-system-x86", "qemu-utils",
+    "linux-image-cloud-amd64", "kmod", "busybox-static", "bash", "dash", "coreutils", "grep", "libc-bin", "base-files",
+    "util-linux", "python3", "python3-cryptography", "qemu-system-x86", "qemu-utils",
 )  # fmt: skip
 SIZE = "1g"
 #: The accelerator's device gets the group that udev gives it in Debian (50-udev-default.rules).

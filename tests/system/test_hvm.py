@@ -111,7 +111,7 @@ def system() -> recipe.System:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_hvm_in_an_emulated_server(system: recipe.System, tmp_path: Path, record_tally: Callable[[str], None]) -> None:
-    """Probed, launched, looked at, stopped in an orderly way, booted again by its own boot loader, refused."""
+    """Probed, launched, looked at, stopped in an orderly way, booted again by its own boot loader, gone on from a template, refused."""
     lines = _serial(_command(system, _project(tmp_path)), SECONDS)
     print("\n".join(lines))  # pytest shows it of a test that fails
     result = _result(lines)
