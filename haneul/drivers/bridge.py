@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 METADATA = "169.254.169.254"
 RESOLVER = "169.254.169.253"
+TIME = "169.254.169.123"
 #: The edge's end of every link to a VPC; the links are apart, so all may have the same.
 _EDGE_SIDE = "169.254.255.1"
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
@@ -394,7 +395,7 @@ def _make_vpc(network: NetworkSpec, edge: int, port: str) -> None:
     _set("bridge/bridge-nf-call-iptables", "0")
     _set("bridge/bridge-nf-call-arptables", "0")
     with IPRoute() as routes:
-        _loopback(routes, METADATA, RESOLVER, network.resolver)
+        _loopback(routes, METADATA, RESOLVER, TIME, network.resolver)
         if not routes.link_lookup(ifname="ext"):
             routes.link("add", ifname="ext", kind="veth", peer={"ifname": port, "net_ns_fd": edge})
         ext = _index(routes, "ext")

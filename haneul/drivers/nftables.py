@@ -60,6 +60,7 @@ table ip vpc {
     iifname "br*" udp sport 68 udp dport 67 accept
     iifname "br*" meta l4proto { tcp, udp } th dport 53 ip daddr { 169.254.169.253, %(resolver)s } accept
     iifname "br*" ip daddr 169.254.169.254 tcp dport 80 accept
+    iifname "br*" ip daddr 169.254.169.123 udp dport 123 accept
     iifname "br*" ip daddr %(cidr)s icmp type echo-request accept
   }
   # Nothing here answers a forged sender, nor asks who has an address that nobody has: neighbour tables are small.

@@ -824,6 +824,8 @@ DEBIAN_FILES = {
     "etc/machine-id": "",
     # Names come from DHCP's name server only; asking the neighbours for a name makes every failed look-up slow.
     "etc/systemd/resolved.conf.d/haneul.conf": "[Resolve]\nLLMNR=no\nMulticastDNS=no\n",
+    # As on EC2: the server's clock. Debian's pool is asked for its addresses again and again where there is no way to it.
+    "etc/systemd/timesyncd.conf.d/haneul.conf": "[Time]\nNTP=169.254.169.123\nFallbackNTP=\n",
     # User-mode Linux calls its Ethernet interfaces vec0, vec1, ...: let them have their usual names.
     "etc/udev/rules.d/70-haneul.rules": 'SUBSYSTEM=="net", ACTION=="add", KERNEL=="vec[0-9]*", NAME="eth%n"\n',
     # The kernel of User-mode Linux is the server's, and so are its modules: the server shows the guest that folder. Its

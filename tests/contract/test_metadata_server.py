@@ -23,7 +23,9 @@ from tests.contract.world import why_not
 
 VPC = "vpc-0000000000000000f"
 A, B = "10.0.0.10", "10.0.0.11"
-ADDRESS = ("169.254.169.254", 80)
+ADDRESS, TIME_ADDRESS = ("169.254.169.254", 80), ("169.254.169.123", 123)
+#: A client's question of RFC 5905, with something to know it by again.
+WHAT_TIME = b"\x23\0\6\0" + bytes(36) + b"question"
 PUT = b"PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n%s\r\n"
 GET = b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s\r\n"
 
@@ -75,7 +77,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     found = Service(namespace)
     inside = ["nsenter", f"--net={namespace}", "ip"]
     subprocess.run([*inside, "link", "set", "lo", "up"], check=True)
-    for address in (A, B, ADDRESS[0]):
+    for address in (A, B, ADDRESS[0], TIME_ADDRESS[0]):
         subprocess.run([*inside, "addr", "add", f"{address}/32", "dev", "lo"], check=True)
     (directory / "secret").write_bytes(os.urandom(32))
     snapshot = {"instances": [_instance("A", A), _instance("B", B)], "namespaces": {VPC: str(namespace)}, "logs": []}
@@ -89,6 +91,26 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         process.wait()
         netns.remove(namespace)
         shutil.rmtree(namespace.parent)
+
+
+def _clock(service: Service, source: str) -> socket.socket:
+    def work() -> socket.socket:
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        one.bind((source, 0))
+        one.connect(TIME_ADDRESS)
+        return one
+
+    return netns.call(service.namespace, work)
+
+
+def _told(clock: socket.socket) -> bytes:
+    """Asked again, as a client does: what comes while the port's queue is full is lost."""
+    clock.settimeout(0.2)
+    for _ in range(50):
+        clock.send(WHAT_TIME)
+        with contextlib.suppress(TimeoutError):
+            return clock.recv(200)
+    raise AssertionError("nobody tells the time")
 
 
 def _until(good: Callable[[], bool], seconds: float = 15.0) -> None:
@@ -183,4 +205,30 @@ def test_one_guests_flood_leaves_the_others_their_answers(
     _until(lambda: b"i-OWN-A" in service.whoami(A))
     record_tally(
         f"metadata under a flood ({len(held)} connections held, {count[0]} requests): B's slowest token and answer {slowest * 1000:.0f} ms"
+    )
+
+
+def test_the_clock_tells_the_servers_time(service: Service, record_tally: Callable[[str], None]) -> None:
+    """Beside whatever else comes to its port, and to who asks, nobody else."""
+    noise, count = random.Random(20261124), 2000
+    with _clock(service, A) as a, _clock(service, B) as b:
+        for number in range(count):
+            with contextlib.suppress(OSError):
+                a.send(noise.randbytes(noise.randrange(200)) if number % 2 else WHAT_TIME)
+        before = time.time()
+        reply = _told(b)
+        after = time.time()
+        assert len(reply) == 48 and reply[0] == 0x24 and reply[24:32] == b"question"
+        received = int.from_bytes(reply[32:40], "big") / 2**32 - 2208988800
+        assert before - 0.001 <= received <= after + 0.001
+        a.setblocking(False)
+        told = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                assert a.recv(200)[0] & 7 == 4
+                told += 1
+    assert told > 0
+    assert b"i-OWN-B" in service.whoami(B)
+    record_tally(
+        f"packets to a server's clock: {count}, {told} answered; another's question beside them in {after - before:.3f} s"
     )

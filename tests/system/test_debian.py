@@ -101,13 +101,16 @@ def test_cloud_init_of_the_cli_journey(haneul: Haneul, guests: Guests) -> None:
     answer = _in(
         haneul, guests, guests.cli,
         "hostname; sudo cat /root/shell; df -BG --output=size / | tail -1; systemctl --failed --no-legend | wc -l;"
-        "sudo cloud-init query ds.meta_data.instance_id; systemd-detect-virt",
+        "sudo cloud-init query ds.meta_data.instance_id; systemd-detect-virt >/dev/null;"
+        "for i in $(seq 90); do [ -e /run/systemd/timesync/synchronized ] && break; sleep 1; done;"
+        "timedatectl show --property=NTPSynchronized --value",
     ).split("\n")  # fmt: skip
     assert answer[0] == found["PrivateDnsName"].split(".")[0]
     assert answer[1] == "shell-ran"
     assert 9 <= int(answer[2].strip("G ")) <= 10, "growpart has grown the root to the volume"
     assert answer[3] == "0", "no unit of the guest has failed"
     assert answer[4] == guests.cli
+    assert answer[5] == "yes", "its clock follows the server's (169.254.169.123)"
 
 
 def test_cloud_init_takes_gzipped_multipart_over_imds_v2_alone(haneul: Haneul, guests: Guests) -> None:

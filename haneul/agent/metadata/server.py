@@ -1,8 +1,8 @@
 """The process: `python -m haneul.agent.metadata.server DIRECTORY`.
 
 It reads `snapshot.json` (atomic, written by the agent) whenever that changes, listens on 169.254.169.254:80 in
-the namespace of every VPC it names, and tells instances apart by VPC and source address. It also keeps the logs
-that machines write without bound below a limit, because it runs while haneul is down.
+the namespace of every VPC it names, and tells instances apart by VPC and source address. On 169.254.169.123:123 it tells them the
+time (`ntp.py`). It also keeps the logs that machines write without bound below a limit, because it runs while haneul is down.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import stat
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h11
 
-from haneul.agent.metadata import documents
+from haneul.agent.metadata import documents, ntp
 
 ADDRESS = ("169.254.169.254", 80)
+TIME_ADDRESS = ("169.254.169.123", ntp.PORT)
 LOOK_SECONDS = 0.25
 KEEP_SECONDS = 5.0
 IDLE_SECONDS = 30.0
@@ -34,10 +36,12 @@ MAX_CONNECTIONS = 64
 MAX_LOG = 1 << 20
 KEPT_LOG = 128 << 10
 _CLONE_NEWNET = 0x40000000
+#: linux/in.h; Python has no name for it.
+_IP_FREEBIND = 15
 
 
-def _listener(namespace: str) -> socket.socket:
-    """A listening socket in another namespace. setns(2) is of one thread, which ends here."""
+def _sockets(namespace: str) -> tuple[socket.socket, socket.socket]:
+    """A listening socket in another namespace, and the clock's. setns(2) is of one thread, which ends here."""
     box: dict[str, Any] = {}
 
     def work() -> None:
@@ -49,11 +53,17 @@ def _listener(namespace: str) -> socket.socket:
                     raise OSError(ctypes.get_errno(), "setns")
             finally:
                 os.close(descriptor)
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(ADDRESS)
-            listener.listen(128)
-            box["listener"] = listener
+            with contextlib.ExitStack() as undo:
+                listener = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(ADDRESS)
+                listener.listen(128)
+                clock = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                # A network that an older haneul made gets the address later.
+                clock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+                clock.bind(TIME_ADDRESS)
+                undo.pop_all()
+            box["sockets"] = listener, clock
         except BaseException as error:
             box["error"] = error
 
@@ -62,8 +72,41 @@ def _listener(namespace: str) -> socket.socket:
     thread.join()
     if "error" in box:
         raise box["error"]
-    found: socket.socket = box["listener"]
+    found: tuple[socket.socket, socket.socket] = box["sockets"]
     return found
+
+
+class Clock(asyncio.DatagramProtocol):
+    """One VPC's. It answers with no more than it was sent, and remembers nobody."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # asyncio's own is no instance of it in Python 3.11.
+        self._transport = cast(asyncio.DatagramTransport, transport)
+        self._waits = False
+
+    def pause_writing(self) -> None:
+        self._waits = True
+
+    def resume_writing(self) -> None:
+        self._waits = False
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        received = time.time_ns()
+        if not self._waits and (reply := ntp.answer(data, received, time.time_ns())):
+            self._transport.sendto(reply, addr)
+
+
+@dataclass(frozen=True)
+class Listening:
+    """In the namespace that `place` names: path and inode."""
+
+    place: tuple[str, int]
+    server: asyncio.Server
+    clock: asyncio.BaseTransport
+
+    def close(self) -> None:
+        self.server.close()
+        self.clock.close()
 
 
 class Service:
@@ -76,7 +119,7 @@ class Service:
         self._instances: dict[tuple[str, str], dict[str, Any]] = {}
         self._logs: list[str] = []
         self._namespaces: dict[str, tuple[str, int]] = {}
-        self._servers: dict[str, tuple[tuple[str, int], asyncio.Server]] = {}
+        self._servers: dict[str, Listening] = {}
         self._connections: dict[tuple[str, str], int] = {}
 
     # --- the snapshot -----------------------------------------------------------------------------------
@@ -107,21 +150,25 @@ class Service:
         """Keep a listener in each VPC, for ever."""
         while True:
             self._read()
-            for vpc_id in [one for one in self._servers if self._servers[one][0] != self._namespaces.get(one)]:
-                self._servers.pop(vpc_id)[1].close()
+            for vpc_id in [one for one in self._servers if self._servers[one].place != self._namespaces.get(one)]:
+                self._servers.pop(vpc_id).close()
             for vpc_id, place in self._namespaces.items():
                 if vpc_id not in self._servers:
                     try:
-                        self._servers[vpc_id] = (place, await self._serve(vpc_id, place[0]))
+                        self._servers[vpc_id] = await self._serve(vpc_id, place)
                     except OSError as error:
                         print(f"{vpc_id}: {error}", file=sys.stderr, flush=True)
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _serve(self, vpc_id: str, namespace: str) -> asyncio.Server:
+    async def _serve(self, vpc_id: str, place: tuple[str, int]) -> Listening:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._connection(vpc_id, reader, writer)
 
-        return await asyncio.start_server(connected, sock=_listener(namespace))
+        listener, clock = _sockets(place[0])
+        server = await asyncio.start_server(connected, sock=listener)
+        clock.setblocking(False)
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Clock, sock=clock)
+        return Listening(place, server, transport)
 
     # --- connections ------------------------------------------------------------------------------------
 
