@@ -26,6 +26,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -453,7 +454,9 @@ class Templates:
             warm=Warm("/memory", 0, shared=True),
         )  # fmt: skip
         which = [shape.image, disk.st_ino, disk.st_mtime_ns, disk.st_size, about]
-        parts = [LAYOUT, self._protocol, *which, _qemu_version(), machine]
+        # Under KVM the processor is the server's own, and what a guest once found in it has to be there again.
+        server = [_processor()] if shape.accelerator == "kvm" else []
+        parts = [LAYOUT, self._protocol, *which, _qemu_version(), machine, *server]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     def _key_or_none(self, shape: Shape) -> str | None:
@@ -555,6 +558,14 @@ def _qemu_version() -> str:
     """The program itself: an upgrade in place is another one."""
     found = os.stat(shutil.which(qemu_command.BINARY) or "/dev/null")
     return f"{found.st_mtime_ns} {found.st_size}"
+
+
+@cache
+def _processor() -> str:
+    """What a guest may see of this server's first processor (proc(5), /proc/cpuinfo); not its speed, which changes."""
+    seen = {"vendor_id", "cpu family", "model", "model name", "stepping", "flags"}
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    return "\n".join(line for line in lines if line.partition(":")[0].strip() in seen)
 
 
 def _holes(path: Path) -> Any:

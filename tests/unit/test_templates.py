@@ -196,6 +196,15 @@ def test_a_template_of_another_image_or_qemu_is_not_found(store: Templates, monk
     assert store.find(SHAPE) is None and not (store.directory / before).exists()
 
 
+def test_under_kvm_a_template_is_of_this_servers_processor(store: Templates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that was put into another server, a virtual server that was moved: what is emulated does not notice."""
+    emulated, own = SHAPE, replace(SHAPE, accelerator="kvm")
+    before = store._key(emulated), store._key(own)
+    assert templates._processor().startswith("vendor_id")
+    monkeypatch.setattr(templates, "_processor", lambda: "another")
+    assert store._key(emulated) == before[0] and store._key(own) != before[1]
+
+
 def test_the_least_recently_used_goes_first_from_memory_and_later_from_disk(store: Templates) -> None:
     shapes = [replace(SHAPE, instance_type=f"t3.{size}") for size in ("nano", "micro", "small", "medium", "large")]
     for number, shape in enumerate(shapes):
