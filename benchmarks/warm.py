@@ -60,6 +60,7 @@ SSH_AT_ONCE = 4
 #: Of all processors; above it the instances have still something to do. The ticks of many idle guests are work as well.
 IDLE_SHARE = 0.75
 SETTLING_SECONDS = 200.0
+AFTER_LOGIN_SECONDS, IDLE_SECONDS = 30.0, 90.0
 SSH = 22
 
 
@@ -429,11 +430,21 @@ def settle(bench: Bench, one: Started) -> None:
         guest.said(bench.login(one), "command -v cloud-init >/dev/null && cloud-init status --wait", COLD_SECONDS)
 
 
+def idle_percent(bench: Bench, one: Started) -> float:
+    """What a settled instance has of one processor that is left alone. The user's manager, which ends after a login, is not counted."""
+    stat, ticks = Path(f"/proc/{bench.haneul.qemu_pid(one.instance)}/stat"), os.sysconf("SC_CLK_TCK")
+    time.sleep(AFTER_LOGIN_SECONDS)
+    before = figures.cpu_seconds(stat.read_text(), ticks)
+    time.sleep(IDLE_SECONDS)
+    return round((figures.cpu_seconds(stat.read_text(), ticks) - before) / IDLE_SECONDS * 100, 2)
+
+
 def memory_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """Beside another clone, so that what they share is seen as shared."""
     (resident,) = bench.run_instances()
     bench.until_ssh(resident)
     found: dict[str, list[dict[str, float]]] = {"answer": [], "ssh": [], "settled": []}
+    idle: list[float] = []
     for number in range(options.memory_samples):
         (one,) = bench.run_instances()
         bench.observe([one]).wait()
@@ -445,6 +456,8 @@ def memory_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         if number < options.settled_samples:
             settle(bench, one)
             found["settled"].append(bench.memory(one))
+            idle.append(idle_percent(bench, one))
+            say(f"idle: {idle[-1]} % of a processor")
         bench.terminate([one])
         say(
             f"memory {number + 1}: "
@@ -459,7 +472,7 @@ def memory_part(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         "private_mb": middle("ssh", "private"), "private_mb_answer": middle("answer", "private"),
         "private_mb_settled": middle("settled", "private"), "private_dirty_mb": middle("ssh", "private_dirty"),
         "shared_mb": middle("ssh", "shared"), "pss_mb": middle("ssh", "pss"), "guest_memory_mb": type_of(bench).memory_mib,
-        "memory_samples": found,
+        "memory_samples": found, "idle_cpu_percent": figures.median(idle, 2),
     }  # fmt: skip
 
 

@@ -124,6 +124,12 @@ def started_at(stat: str, ticks: int, now: float, since_boot: float) -> float:
     return now - (since_boot - int(after_name[19]) / ticks)
 
 
+def cpu_seconds(stat: str, ticks: int) -> float:
+    """What a process (a line of /proc/PID/stat) has had of processors, for itself and in the kernel."""
+    after_name = stat.rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / ticks
+
+
 def busy_share(before: str, after: str) -> float:
     """Of all processors' time between two readings of /proc/stat (proc(5)), what was neither idle nor waited for a disk."""
     (busy, all_), (busy_then, all_then) = _processors(after), _processors(before)

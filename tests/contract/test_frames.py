@@ -276,6 +276,7 @@ def test_without_its_check_a_guest_speaks_for_neighbours_and_for_nobody_else(rou
         c.gateway,
         "169.254.169.254",
         "169.254.169.253",
+        "169.254.169.123",
         "10.0.0.2",
         "10.0.9.9",
         "8.8.8.8",

@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import struct
 import subprocess
 import tempfile
@@ -555,15 +556,16 @@ def test_a_flood_from_the_kernels_place_holds_nobody_up(
     hearer = threading.Thread(target=_hear, args=(here, stop))
     hearer.start()
     try:
-        longest, asked = asyncio.run(_order(machine, here, tap, order))
+        seconds = asyncio.run(_order(machine, here, tap, order))
     finally:
         stop.set()
         hearer.join()
         here.close()
         tap.close()
-    assert asked > 20
+    # Not the slowest: that one waits for whatever else runs on this server. None is beyond QMP's own time.
+    assert statistics.median(seconds) < 2
     _nothing_is_left(machine)
-    record_tally(f"orders to a machine in a flood: {asked}, all heard, the slowest in {longest:.1f} s")
+    record_tally(f"orders to a machine in a flood: {len(seconds)}, all heard, the slowest in {max(seconds):.1f} s")
 
 
 def _hear(here: socket.socket, stop: threading.Event) -> None:
@@ -573,20 +575,20 @@ def _hear(here: socket.socket, stop: threading.Event) -> None:
             here.recv(70000)
 
 
-async def _order(house: House, here: socket.socket, tap: socket.socket, order: str) -> tuple[float, int]:
-    """The longest that one took, and how many were heard. One that is not in QMP's own time raises `DriverError`."""
+async def _order(house: House, here: socket.socket, tap: socket.socket, order: str) -> list[float]:
+    """How long each took, of those of three seconds and of twenty at least. One that is not in QMP's own time raises `DriverError`."""
     await house.run(WITH_NIC, {NIC.interface_id: tap.fileno()})
-    places, longest, asked, until = house.places(), 0.0, 0, time.monotonic() + 3
-    while time.monotonic() < until or asked <= 20:
+    places, seconds, until = house.places(), list[float](), time.monotonic() + 3
+    while time.monotonic() < until or len(seconds) <= 20:
         began = time.monotonic()
         await house.machines._qmp(places, order)
-        longest, asked = max(longest, time.monotonic() - began), asked + 1
+        seconds.append(time.monotonic() - began)
         with contextlib.suppress(BlockingIOError):
             here.send(bytes(10) + b"to the guest" * 100, socket.MSG_DONTWAIT)
         for path in (places.console_log, places.events):
             assert path.stat().st_size < uml_life.MOST_LOG + (1 << 20)
     assert (await house.cut()).cause == "ordered"
-    return longest, asked
+    return seconds
 
 
 _ECHO = """

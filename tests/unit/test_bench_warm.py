@@ -101,6 +101,11 @@ def test_a_process_began_so_long_ago() -> None:
     assert figures.started_at(stat, 100, now=10_000.0, since_boot=600.0) == 9900.0
 
 
+def test_what_a_process_had_of_processors() -> None:
+    """Its 14th and 15th figure, whatever its name is."""
+    assert figures.cpu_seconds("42 (a ) b) S " + " ".join(str(one) for one in range(4, 53)), 10) == pytest.approx(2.9)
+
+
 def test_how_busy_the_processors_were() -> None:
     """user, nice, system, idle, iowait, irq, softirq, steal, guest (a part of user), guest_nice."""
     before = "cpu  100 0 50 1000 10 0 5 20 90 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n"

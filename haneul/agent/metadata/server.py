@@ -59,7 +59,7 @@ def _sockets(namespace: str) -> tuple[socket.socket, socket.socket]:
                 listener.bind(ADDRESS)
                 listener.listen(128)
                 clock = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                # A network that an older haneul made gets the address later.
+                # A network that an older haneul made has the address only when the agent has seen to it.
                 clock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
                 clock.bind(TIME_ADDRESS)
                 undo.pop_all()
