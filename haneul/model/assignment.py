@@ -17,13 +17,17 @@ WantedPower = Literal["running", "stopped", "absent"]
 
 @dataclass(frozen=True)
 class DiskSpec:
-    """A volume: an overlay on `image` (a name in the image store), `size_gib` GiB large."""
+    """A volume: an overlay on `image` (a name in the image store), `size_gib` GiB large.
+
+    `made`: the server has had it already, so that a missing file is a loss and no reason to make an empty one.
+    """
 
     volume_id: str
     image: str
     size_gib: int
     device: str
     boot: bool = True
+    made: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,24 @@ class MetadataSpec:
     user_data: str | None
 
 
+#: What a server holds for the cloud.
+HoldingKind = Literal["machine", "volume", "network"]
+
+
+@dataclass(frozen=True, order=True)
+class Holding:
+    """Something of the cloud's on a server, by its EC2 id.
+
+    As a tombstone it is an order to remove it, and the only one: what an assignment does not name stays as it is.
+    """
+
+    kind: HoldingKind
+    id: str
+
+
 @dataclass(frozen=True)
 class Assignment:
-    """`volumes` are all that this server keeps, attached to a machine or not."""
+    """`volumes` are all that this server keeps, attached to a machine or not. `tombstones` are to be removed."""
 
     revision: int
     server_id: str
@@ -150,6 +169,7 @@ class Assignment:
     networks: tuple[NetworkSpec, ...] = ()
     metadata: tuple[MetadataSpec, ...] = ()
     volumes: tuple[DiskSpec, ...] = ()
+    tombstones: tuple[Holding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -206,7 +226,11 @@ class Trace:
 
 @dataclass(frozen=True)
 class Report:
-    """`revision` is that of the assignment which the agent was carrying out when it looked."""
+    """`revision` is that of the assignment which the agent was carrying out when it looked.
+
+    `removed` are tombstones of which nothing is left. `volumes` are the ids of all volumes that have a file, None if
+    they are those of the report before. `epoch` is that of the server's lease, 0 if the agent was given none.
+    """
 
     revision: int
     server_id: str
@@ -214,3 +238,6 @@ class Report:
     machines: tuple[MachineReport, ...] = ()
     problems: tuple[str, ...] = ()
     traces: tuple[Trace, ...] = ()
+    removed: tuple[Holding, ...] = ()
+    volumes: tuple[str, ...] | None = None
+    epoch: int = 0

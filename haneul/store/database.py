@@ -199,8 +199,17 @@ class Transaction:
             column, owner = tables.OWNERS[table]
             for row in self._connection.execute(sa.select(table.c[column]).where(*conditions).distinct()).all():
                 self._touch(owner, row[0])
+        if table in tables.HELD:
+            held_here = sa.select(table.c.id, table.c.server_id).where(*conditions, table.c.server_id != "")
+            for one, server in self._connection.execute(held_here).all():
+                self.bury(tables.HELD[table], one, server)
         self._connection.execute(sa.delete(table).where(*conditions))
         self.wakes = True
+
+    def bury(self, kind: str, one: str, server_id: str) -> None:
+        """Write the tombstone of something that a server holds; it stays until the server has nothing of it left."""
+        if not self.select(tables.tombstones, kind=kind, id=one, server_id=server_id):
+            self.insert(tables.tombstones, kind=kind, id=one, server_id=server_id, created=time.time())
 
     def _touch_resources(self, ids: Iterable[str]) -> None:
         for one in ids:

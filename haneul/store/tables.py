@@ -75,11 +75,25 @@ access_keys = Table(
     Column("created", Float, nullable=False),
 )
 
+#: One row: what tells this store from every other one, also from a copy that was restored elsewhere.
+store_identity = Table(
+    "store_identity",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("token", String(64), nullable=False),
+)
+
+#: `token` is the server's own secret, which its data directory has too. `holder` (JSON) says which haneul acts for the
+#: server, in which `epoch`; it raises `beat` as long as it does. See `store/ownership.py`.
 servers = Table(
     "servers",
     metadata,
     Column("id", String(32), primary_key=True),
     Column("version", Integer, nullable=False, default=1),
+    Column("token", String(64), nullable=False, default=""),
+    _text("holder"),
+    Column("epoch", Integer, nullable=False, default=0),
+    Column("beat", BigInteger, nullable=False, default=0),
     _json("zones"),
     Column("vcpus", Integer, nullable=False),
     Column("memory_mib", Integer, nullable=False),
@@ -87,6 +101,17 @@ servers = Table(
     Column("reserved_memory_mib", Integer, nullable=False, default=0),
     _json("observed_facts"),
     Column("observed_at", Float, nullable=False),
+)
+
+#: Orders to remove something from a server: the only ones there are (`model.assignment.Holding`).
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("id", String(32), primary_key=True),
+    Column("server_id", String(32), primary_key=True),
+    Column("created", Float, nullable=False),
+    Index("ix_tombstones_server", "server_id"),
 )
 
 #: One row: `revision` is raised by every commit that an agent may have to act on.
@@ -196,7 +221,10 @@ volumes = _resource(
     _text("device"),
     _flag("delete_on_termination", True),
     Column("attached", Float, nullable=True),
+    # observed
+    _flag("observed_made"),
     Index("ix_volumes_instance", "instance_id"),
+    Index("ix_volumes_server", "server_id"),
 )
 
 interfaces = _resource(
@@ -342,6 +370,9 @@ OWNERS: dict[Table, tuple[str, Table]] = {
     volumes: ("instance_id", instances),
     security_group_rules: ("group_id", security_groups),
 }
+
+#: Resources that leave something on a server -> what that is. Deleting such a row writes the tombstone.
+HELD: dict[Table, str] = {instances: "machine", volumes: "volume"}
 
 #: Prefix of an id -> the table of what has it. Tags are a part of any of these.
 BY_PREFIX: dict[str, Table] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from haneul.store.database import WRITER_LOCK
-from haneul.store.tables import metadata
+from haneul.store.tables import metadata, store_identity
 
-HEAD = "0002"
+HEAD = "0003"
 
 
 def upgrade(engine: Engine) -> None:
@@ -25,6 +26,7 @@ def upgrade(engine: Engine) -> None:
             metadata.create_all(connection)
             connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
             connection.execute(sa.text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+            _new_token(connection)
         else:
             _walk(connection, "head")
 
@@ -41,10 +43,21 @@ def versions() -> list[str]:
 
 
 def fill(connection: Connection, version: str, rows: Callable[[Connection], None]) -> None:
-    """An empty database gets the schema of `version`, its `rows`, and is then brought to `HEAD`."""
+    """An empty database gets the schema of `version`, its `rows`, and is then brought to `HEAD`.
+
+    Its identity is a new one: the store that the rows are from may live on.
+    """
     _walk(connection, version)
+    if sa.inspect(connection).has_table(store_identity.name):
+        connection.execute(sa.delete(store_identity))
     rows(connection)
     _walk(connection, "head")
+    _new_token(connection)
+
+
+def _new_token(connection: Connection) -> None:
+    connection.execute(sa.delete(store_identity))
+    connection.execute(sa.insert(store_identity).values(id=1, token=secrets.token_hex(16)))
 
 
 def _walk(connection: Connection, to: str) -> None:
