@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from haneul import identity  # noqa: E402
 from haneul.__main__ import RealParts, real_parts  # noqa: E402
 from haneul.config import load  # noqa: E402
-from haneul.drivers import machines  # noqa: E402
+from haneul.drivers.machines import driver as machines  # noqa: E402
 from haneul.model.assignment import NicSpec  # noqa: E402
 from tests.system.conftest import Haneul, eventually  # noqa: E402
 
@@ -138,7 +138,7 @@ def by_hand(haneul: Haneul, parts: RealParts, instance: str, image: str, user: s
 
 
 def qcow2_size(volume: Path) -> int:
-    from haneul.drivers.qcow2 import virtual_size
+    from haneul.drivers.disks.qcow2 import virtual_size
 
     size = virtual_size(volume)
     assert size is not None
@@ -146,7 +146,8 @@ def qcow2_size(volume: Path) -> int:
 
 
 def open_tap(parts: RealParts, spec: NicSpec) -> int:
-    from haneul.drivers import bridge, netns
+    from haneul.drivers.networks.linux import driver as bridge
+    from haneul.linux import netns
 
     place = parts.networks.namespace(spec.vpc_id)
     return asyncio.run(netns.inside(place, lambda: bridge._open_tap(spec)))

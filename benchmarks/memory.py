@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.launch import alone_on_this_network  # noqa: E402
-from haneul.drivers import locks  # noqa: E402
+from haneul.linux import locks  # noqa: E402
 from tests.system.conftest import Haneul  # noqa: E402
 
 

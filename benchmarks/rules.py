@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.launch import alone_on_this_network  # noqa: E402
-from haneul.drivers import nftables  # noqa: E402
+from haneul.drivers.networks.linux import nftables  # noqa: E402
 from tests.system.conftest import Haneul  # noqa: E402
 
 

@@ -46,10 +46,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import warm_figures as figures  # noqa: E402
 from benchmarks import warm_guest as guest  # noqa: E402
-from haneul import journal  # noqa: E402
 from haneul.config import Settings  # noqa: E402
-from haneul.drivers import netns, nftables  # noqa: E402
+from haneul.drivers.networks.linux import nftables  # noqa: E402
+from haneul.linux import netns  # noqa: E402
 from haneul.model.instance_types import InstanceType, instance_types  # noqa: E402
+from haneul.records import journal  # noqa: E402
 from tests.system.conftest import Haneul, eventually  # noqa: E402
 
 #: A Debian's first boot and cloud-init in emulation, with room for a noisy server.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import warm_figures as figures
-from haneul.drivers import netns
+from haneul.linux import netns
 
 _ARP, _IP, _ALL = 0x0806, 0x0800, 3
 #: How often a guest that has not answered is asked (seconds).

@@ -24,8 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from haneul import cli, daemon
-from haneul.cli import Finding
+from haneul.app import daemon
+from haneul.cli import commands as cli
+from haneul.cli.commands import Finding
 from haneul.config import Settings
 from haneul.drivers.interface import DriverError
 from haneul.errors import SettingsError
@@ -34,14 +35,14 @@ from haneul.images.store import ImageStore
 if TYPE_CHECKING:
     from haneul.agent.agent import Drivers
     from haneul.backup import Machine
-    from haneul.drivers.bridge import BridgeNetworks
-    from haneul.drivers.engine import Engine
+    from haneul.drivers.disks.qcow2 import Qcow2Disks
     from haneul.drivers.fake import FakeMachines, World
-    from haneul.drivers.machines import Machines
-    from haneul.drivers.metadata_process import MetadataProcess
-    from haneul.drivers.qcow2 import Qcow2Disks
-    from haneul.drivers.server import LinuxServer
-    from haneul.drivers.templates import Templates
+    from haneul.drivers.host.linux import LinuxServer
+    from haneul.drivers.machines.driver import Machines
+    from haneul.drivers.machines.engine import Engine
+    from haneul.drivers.machines.qemu.templates import Templates
+    from haneul.drivers.metadata import MetadataProcess
+    from haneul.drivers.networks.linux.driver import BridgeNetworks
     from haneul.identity import Identity
     from haneul.model.generation import Generation
     from haneul.model.template import TemplateReport
@@ -93,12 +94,12 @@ class RealParts:
 
 
 def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -> RealParts:
-    from haneul.drivers.bridge import BridgeNetworks
-    from haneul.drivers.machines import Machines
-    from haneul.drivers.metadata_process import MetadataProcess
-    from haneul.drivers.qcow2 import Qcow2Disks
-    from haneul.drivers.qemu import QemuEngine
-    from haneul.drivers.uml import UmlEngine
+    from haneul.drivers.disks.qcow2 import Qcow2Disks
+    from haneul.drivers.machines.driver import Machines
+    from haneul.drivers.machines.qemu.engine import QemuEngine
+    from haneul.drivers.machines.uml.engine import UmlEngine
+    from haneul.drivers.metadata import MetadataProcess
+    from haneul.drivers.networks.linux.driver import BridgeNetworks
 
     data, images = settings.data, settings.image_directory
     # Namespaces and what lives in them go with a reboot: so does the folder that describes them.
@@ -117,10 +118,10 @@ def real_parts(settings: Settings, who: Identity, changed: Callable[[], None]) -
 
 def _templates(settings: Settings, uid: int, server: LinuxServer) -> Templates:
     """`uid` is one that no machine has."""
-    from haneul.drivers.bridge import dangling_tap
-    from haneul.drivers.server import memory_mib
-    from haneul.drivers.templates import Server, Templates
-    from haneul.images import resume
+    from haneul.drivers.host.linux import memory_mib
+    from haneul.drivers.machines.qemu.templates import Server, Templates
+    from haneul.drivers.networks.linux.driver import dangling_tap
+    from haneul.images.resume import unit as resume
 
     vcpus = (os.cpu_count() or 1) * settings.vcpu_overcommit
     memory = memory_mib() - settings.memory_reserve_mib - settings.memory_overhead_mib
@@ -130,8 +131,8 @@ def _templates(settings: Settings, uid: int, server: LinuxServer) -> Templates:
 
 def _server(settings: Settings, uid: int, changed: Callable[[], None]) -> LinuxServer:
     """`uid` is one that no machine has: the probe of paravirtual machines runs as it."""
-    from haneul.drivers import uml
-    from haneul.drivers.server import LinuxServer
+    from haneul.drivers.host.linux import LinuxServer
+    from haneul.drivers.machines.uml import engine as uml
 
     file, images = settings.data / "probes.json", settings.image_directory
     return LinuxServer(file, images, settings.accelerator, changed, partial(uml.probe, settings.data, uid))
@@ -190,7 +191,7 @@ class Lifecycle(cli.Lifecycle):
         os.close(lock)
 
     async def _serve(self, settings: Settings, who: Identity, ready_fd: int | None) -> None:
-        from haneul import cloud
+        from haneul.app import control_plane as cloud
 
         store = ImageStore(settings.image_directory)
         drivers = _make_drivers(settings, who)
@@ -322,7 +323,7 @@ class Lifecycle(cli.Lifecycle):
 
     def image_users(self, settings: Settings, name: str) -> list[str]:
         """The volumes that are overlays on an image: they are worth nothing without it, or with another one."""
-        from haneul.drivers.qcow2 import backing_file
+        from haneul.drivers.disks.qcow2 import backing_file
 
         base = str((settings.image_directory / name / "disk.qcow2").absolute())
         volumes = settings.data / "volumes"
@@ -411,12 +412,12 @@ class _Server:
             shutil.rmtree(parts.runtime, ignore_errors=True)
 
     def backing(self, volume: Path) -> str:
-        from haneul.drivers.qcow2 import backing_file
+        from haneul.drivers.disks.qcow2 import backing_file
 
         return backing_file(volume)
 
     def rebase(self, volume: Path, base: Path) -> None:
-        from haneul.drivers.qcow2 import set_backing_file
+        from haneul.drivers.disks.qcow2 import set_backing_file
 
         set_backing_file(volume, str(base))
 

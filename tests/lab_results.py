@@ -119,7 +119,7 @@ def _measurement(way: Way, name: str, run: int) -> Measurement:
 
 
 def main() -> None:
-    from haneul.lab import report
+    from haneul.lab.report import page as report
 
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)

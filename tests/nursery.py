@@ -61,8 +61,8 @@ def _child(request: dict[str, object]) -> None:
         os.dup2(source, target)
     os.closerange(3, 64)
     os.environ.update(request["environment"])  # type: ignore[arg-type]
-    from haneul import cli
     from haneul.__main__ import Lifecycle
+    from haneul.cli import commands as cli
 
     sys.argv = ["haneul", *request["arguments"]]  # type: ignore[misc]
     code = 1
@@ -77,14 +77,14 @@ def _main() -> None:
     import haneul.__main__
     import haneul.agent.agent
     import haneul.agent.link
-    import haneul.cloud
-    import haneul.drivers.bridge
+    import haneul.app.control_plane
+    import haneul.drivers.disks.qcow2
     import haneul.drivers.fake
-    import haneul.drivers.metadata_process
-    import haneul.drivers.qcow2
-    import haneul.drivers.qemu
-    import haneul.drivers.server
-    import haneul.drivers.uml
+    import haneul.drivers.host.linux
+    import haneul.drivers.machines.qemu.engine
+    import haneul.drivers.machines.uml.engine
+    import haneul.drivers.metadata
+    import haneul.drivers.networks.linux.driver
     import haneul.identity
     import haneul.store.migrations  # noqa: F401
 

@@ -21,9 +21,9 @@ from haneul import __version__
 from haneul.api import audit, protocol, signature
 from haneul.api.workers import Workers
 from haneul.errors import CloudError
-from haneul.metrics import CONTENT_TYPE
 from haneul.model.aws import service_model
 from haneul.model.region import is_region
+from haneul.records.metrics import CONTENT_TYPE
 from haneul.services.context import ASKS, Caller, Input, Output, is_read
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import time
 import uuid
 from typing import Any
 
-from haneul.journal import moment
+from haneul.records.journal import moment
 from haneul.services.context import Caller, is_read
 
 REMOVED = "<sensitiveDataRemoved>"

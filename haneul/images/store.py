@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from haneul.errors import SettingsError
-from haneul.images import lab, recipes, resume
+from haneul.images.recipes import lab, recipes
+from haneul.images.resume import unit as resume
 from haneul.model import generation
 from haneul.model.generation import Generation
 from haneul.model.image import CatalogueImage

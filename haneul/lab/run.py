@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from haneul.errors import SettingsError
-from haneul.lab import cloud, costs, findings, machine, places, report, results
-from haneul.lab.cloud import Cloud, Session
-from haneul.lab.compare import Comparison, Plan, Progress
-from haneul.lab.measure import Meter
-from haneul.lab.places import Server
+from haneul.lab import results
+from haneul.lab.measure import guests as cloud
+from haneul.lab.measure import machine, places
+from haneul.lab.measure.compare import Comparison, Plan, Progress
+from haneul.lab.measure.guests import Cloud, Session
+from haneul.lab.measure.measure import Meter
+from haneul.lab.measure.places import Server
+from haneul.lab.report import costs, findings
+from haneul.lab.report import page as report
 from haneul.lab.results import File, Results
 from haneul.lab.workloads import NAMES, WORKLOADS
 from haneul.model.generation import GENERATIONS, Generation

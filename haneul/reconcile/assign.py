@@ -31,7 +31,7 @@ from haneul.model.instance_types import instance_types
 from haneul.model.network import gateway, resolver
 from haneul.model.region import dns_domain, private_dns_name, public_dns_name, zone_id
 from haneul.model.user_data import decides_who_logs_in
-from haneul.services.ec2.security_groups import rule_of
+from haneul.services.ec2.network.security_groups import rule_of
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
 

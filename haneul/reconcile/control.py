@@ -25,8 +25,8 @@ from haneul.reconcile.assign import Assigner, Signer
 from haneul.services import placement
 from haneul.services.context import gmt
 from haneul.services.ec2.images import sync_catalogue
-from haneul.services.ec2.instance_views import desired, state_of
-from haneul.services.ec2.instance_views import observed as observed_of
+from haneul.services.ec2.instances.views import desired, state_of
+from haneul.services.ec2.instances.views import observed as observed_of
 from haneul.store import tables
 from haneul.store.database import Row, Store, Transaction
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from haneul.config import Settings
 from haneul.errors import CloudError
 from haneul.model.ids import NewId, new_id
-from haneul.services import defaults, saved
+from haneul.services import defaults, kept_answers
 from haneul.services.context import OPERATIONS, Ask, Caller, Context, Forms, Input, Later, Operation, Output, is_read
 from haneul.store import tables
 from haneul.store.database import Store, Transaction
@@ -23,7 +23,7 @@ class _DryRun(Exception):
 
 def _digest(params: Input) -> str:
     plain = {name: value for name, value in params.items() if name not in ("ClientToken", "DryRun")}
-    return hashlib.sha256(saved.dumps(plain).encode()).hexdigest()
+    return hashlib.sha256(kept_answers.dumps(plain).encode()).hexdigest()
 
 
 def _now(result: Output | Later) -> Output:
@@ -112,10 +112,12 @@ class Cloud:
                 "The client token has been used before with different parameters.",
             )
         if known:
-            first: Output = saved.loads(known[0]["result"])
+            first: Output = kept_answers.loads(known[0]["result"])
             return first
         result = _now(operation(ctx, params))
-        ctx.tx.insert(tables.client_tokens, **scope, parameters=digest, result=saved.dumps(result), created=ctx.now)
+        ctx.tx.insert(
+            tables.client_tokens, **scope, parameters=digest, result=kept_answers.dumps(result), created=ctx.now
+        )
         return result
 
     def forget(self, account: str) -> None:

@@ -263,7 +263,5 @@ def _take(tx: Transaction, store: Store, bound: Binding, holder: Holder, seen: R
     if seen is None or (row["epoch"], row["beat"]) != (seen["epoch"], seen["beat"]):
         raise SettingsError(f"another haneul has just taken over the server {bound.server}: stop one of the two")
     epoch = row["epoch"] + 1
-    tx.execute(
-        sa.update(table).where(table.c.id == bound.server).values(holder=text, epoch=epoch, token=bound.token)
-    )
+    tx.execute(sa.update(table).where(table.c.id == bound.server).values(holder=text, epoch=epoch, token=bound.token))
     return Lease(store, bound.server, epoch)

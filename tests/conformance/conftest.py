@@ -15,8 +15,9 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from haneul import cloud, identity
+from haneul import identity
 from haneul.__main__ import fake_drivers
+from haneul.app import control_plane as cloud
 from haneul.config import Settings
 from haneul.drivers.fake import World
 from haneul.store import tables

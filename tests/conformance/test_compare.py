@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from haneul.errors import SettingsError
-from haneul.lab import cloud
-from haneul.lab.cloud import NAME, TAG, Cloud, NotHere, Session
+from haneul.lab.measure import guests as cloud
+from haneul.lab.measure.guests import NAME, TAG, Cloud, NotHere, Session
 from tests.conformance.conftest import FakeCloud
 
 HANEUL = Path(sys.executable).with_name("haneul")

@@ -26,9 +26,9 @@ from typing import Any
 import pytest
 
 from haneul.errors import SettingsError
-from haneul.images import fetch, importer, sandbox
-from haneul.images.formats import GIB, MIB, parse
-from haneul.images.importer import Bounds, Wanted, import_image
+from haneul.images.importing import fetch, importer, sandbox
+from haneul.images.importing.formats import GIB, MIB, parse
+from haneul.images.importing.importer import Bounds, Wanted, import_image
 from haneul.images.store import ImageStore
 from tests.unit.hostile import BOOT_SECTOR, CLUSTER, DISK, GOOD, HOSTILE, compressed_bomb, put, qcow2, vhd, vmdk
 

@@ -127,7 +127,11 @@ def _leaves(item: Any) -> set[str]:
 
 def _paths() -> dict[str, dict[str, str]]:
     """Operation -> filter -> path into its answer's items, from the services themselves."""
-    from haneul.services.ec2 import images, instance_types, instances, networks, security_groups, volumes
+    from haneul.services.ec2 import images
+    from haneul.services.ec2.instances import instances
+    from haneul.services.ec2.instances import types as instance_types
+    from haneul.services.ec2.network import networks, security_groups
+    from haneul.services.ec2.storage import volumes
 
     return {
         "describe_instances": instances._FILTERS,
@@ -249,7 +253,7 @@ def test_filters_of_what_is_shown_have_a_meaning(town: FakeCloud, monkeypatch: p
     from haneul.services import describe
 
     ec2, found, documented = town.client(), {}, describe.documented_filters
-    nothing = {_camel(one.operation) for one in __import__("haneul.services.ec2.nothing", fromlist=["_LIST"])._LIST}
+    nothing = {_camel(one.operation) for one in __import__("haneul.services.ec2.absent", fromlist=["_LIST"])._LIST}
     monkeypatch.setattr(describe, "documented_filters", lambda operation: frozenset())
     for operation in OPERATIONS.names("ec2"):
         shape = protocol.operation_model("ec2", operation).input_shape

@@ -13,7 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 from prometheus_client.parser import text_string_to_metric_families
 
-from haneul import journal
+from haneul.records import journal
 from tests.conformance.conftest import FakeCloud
 from tests.system.conftest import eventually
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from haneul.drivers import locks
+from haneul.drivers.disks.qcow2 import Qcow2Disks, virtual_size
 from haneul.drivers.fake import FakeDisks, FakeMachines, World
 from haneul.drivers.interface import DiskDriver, DriverError, MachineDriver
-from haneul.drivers.machines import Machines
-from haneul.drivers.qcow2 import Qcow2Disks, virtual_size
-from haneul.drivers.qemu import QemuEngine
-from haneul.drivers.uml import UmlEngine, missing
+from haneul.drivers.machines.driver import Machines
+from haneul.drivers.machines.qemu.engine import QemuEngine
+from haneul.drivers.machines.uml.engine import UmlEngine, missing
+from haneul.linux import locks
 from haneul.model.assignment import DiskSpec, MachineReport, MachineSpec
 from haneul.model.generation import ABILITIES, parse
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers import netns
+from haneul.linux import netns
 from tests.contract.world import why_not
 
 VPC = "vpc-0000000000000000f"
@@ -82,7 +82,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     (directory / "secret").write_bytes(os.urandom(32))
     snapshot = {"instances": [_instance("A", A), _instance("B", B)], "namespaces": {VPC: str(namespace)}, "logs": []}
     (directory / "snapshot.json").write_text(json.dumps(snapshot))
-    process = subprocess.Popen([sys.executable, "-m", "haneul.agent.metadata.server", str(directory)])
+    process = subprocess.Popen([sys.executable, "-m", "haneul.metadata_service.server", str(directory)])
     try:
         _until(lambda: b"i-OWN-B" in found.whoami(B))
         yield found

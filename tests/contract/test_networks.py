@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers.bridge import BridgeNetworks
 from haneul.drivers.fake import FakeNetworks, World
 from haneul.drivers.interface import NetworkDriver
+from haneul.drivers.networks.linux.driver import BridgeNetworks
 from haneul.model.assignment import GroupSpec, InterfaceSpec, NetworkSpec, NicSpec, SubnetSpec
 from haneul.model.network import Rule
 

@@ -25,14 +25,16 @@ from typing import Any
 
 import pytest
 
-from haneul import seccomp
-from haneul.drivers import locks, uml, uml_command, uml_life
-from haneul.drivers.engine import Boot, Launch
+from haneul.drivers.disks.qcow2 import Qcow2Disks
 from haneul.drivers.interface import DriverError
-from haneul.drivers.machines import Machines
-from haneul.drivers.places import Places, confined
-from haneul.drivers.qcow2 import Qcow2Disks
-from haneul.drivers.uml import UmlEngine
+from haneul.drivers.machines.driver import Machines
+from haneul.drivers.machines.engine import Boot, Launch
+from haneul.drivers.machines.folder import Places, confined
+from haneul.drivers.machines.uml import command as uml_command
+from haneul.drivers.machines.uml import engine as uml
+from haneul.drivers.machines.uml import supervisor as uml_life
+from haneul.drivers.machines.uml.engine import UmlEngine
+from haneul.linux import locks, seccomp
 from haneul.model.assignment import DiskSpec, MachineReport, MachineSpec, NicSpec
 from tests.contract import test_machines
 

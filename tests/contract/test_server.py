@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers import locks, netns, probe, uml
 from haneul.drivers.fake import FakeMetadata, FakeServer, World
+from haneul.drivers.host import probe
+from haneul.drivers.host.linux import LinuxServer, find_kernel
 from haneul.drivers.interface import MetadataDriver, ServerDriver
-from haneul.drivers.metadata_process import MetadataProcess
-from haneul.drivers.server import LinuxServer, find_kernel
+from haneul.drivers.machines.uml import engine as uml
+from haneul.drivers.metadata import MetadataProcess
+from haneul.linux import locks, netns
 from haneul.model.assignment import MetadataSpec
 from tests.contract.test_machines import IMAGES
 

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from haneul.drivers import netns, nftables
-from haneul.drivers.bridge import BridgeNetworks
+from haneul.drivers.networks.linux import nftables
+from haneul.drivers.networks.linux.driver import BridgeNetworks
+from haneul.linux import netns
 from haneul.model.assignment import GroupSpec, InterfaceSpec, NetworkSpec, NicSpec, SubnetSpec
 from haneul.model.network import Rule
 from tests.contract.wire import Port, payload_of

@@ -18,15 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from haneul.drivers import locks
+from haneul.drivers.disks.qcow2 import Qcow2Disks
+from haneul.drivers.host.linux import LinuxServer
 from haneul.drivers.interface import DiskDriver, DriverError, MachineDriver
-from haneul.drivers.machines import Machines
-from haneul.drivers.qcow2 import Qcow2Disks
-from haneul.drivers.qemu import QemuEngine, shape
-from haneul.drivers.qemu_command import Accelerator
-from haneul.drivers.server import LinuxServer
-from haneul.drivers.templates import Server, Templates
-from haneul.images import resume
+from haneul.drivers.machines.driver import Machines
+from haneul.drivers.machines.qemu.command import Accelerator
+from haneul.drivers.machines.qemu.engine import QemuEngine, shape
+from haneul.drivers.machines.qemu.templates import Server, Templates
+from haneul.images.resume import unit as resume
+from haneul.linux import locks
 from haneul.model.assignment import DiskSpec, GuestIdentity, MachineReport, MachineSpec, NicSpec
 from tests.nested import recipe
 

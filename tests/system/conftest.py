@@ -86,7 +86,7 @@ class Haneul:
     @property
     def pids(self) -> list[int]:
         """The processes of haneul itself: those that hold its lock."""
-        from haneul.drivers import locks
+        from haneul.linux import locks
 
         return locks.holders(self.data / "haneul.lock")
 
@@ -194,7 +194,7 @@ class Haneul:
             raise AssertionError(f"{error}\nits console:\n{output[-3000:]}") from None
 
     def machine_pids(self, instance_id: str) -> list[int]:
-        from haneul.drivers import locks
+        from haneul.linux import locks
 
         return locks.holders(self.data / "instances" / instance_id / "lock")
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from haneul import identity
-from haneul.drivers import locks, uml
+from haneul.drivers.machines.uml import engine as uml
+from haneul.linux import locks
 from haneul.store import tables
 from haneul.store.database import Store
 from tests.chaos import Tally, User, at_work, inconsistencies, lost, settled, twice

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from haneul.lab import places
+from haneul.lab.measure import places
 from tests.system.conftest import HANEUL, Haneul, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from haneul.drivers import locks, places
+from haneul.drivers.machines import folder as places
+from haneul.linux import locks
 from tests.system.conftest import Haneul, eventually
 
 Tally = Callable[[str], None]

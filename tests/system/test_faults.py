@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers import locks
+from haneul.linux import locks
 from tests.system.conftest import Haneul, eventually
 
 Make = Callable[..., Haneul]

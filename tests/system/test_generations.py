@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from haneul.drivers import uml
+from haneul.drivers.machines.uml import engine as uml
 from tests.system.conftest import Haneul, eventually
 
 Tally = Callable[[str], None]

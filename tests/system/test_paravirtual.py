@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers import locks, uml
+from haneul.drivers.machines.uml import engine as uml
+from haneul.linux import locks
 from tests.contract.test_machines import _processes
 from tests.system.conftest import Haneul, eventually
 

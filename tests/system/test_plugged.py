@@ -19,14 +19,14 @@ from typing import ClassVar
 
 import pytest
 
-from haneul.drivers.bridge import dangling_tap
-from haneul.drivers.machines import Machines
-from haneul.drivers.places import cold
-from haneul.drivers.qcow2 import Qcow2Disks
-from haneul.drivers.qemu import QemuEngine, shape
-from haneul.drivers.qemu_command import Accelerator
-from haneul.drivers.templates import Server, Templates
-from haneul.images import resume
+from haneul.drivers.disks.qcow2 import Qcow2Disks
+from haneul.drivers.machines.driver import Machines
+from haneul.drivers.machines.folder import cold
+from haneul.drivers.machines.qemu.command import Accelerator
+from haneul.drivers.machines.qemu.engine import QemuEngine, shape
+from haneul.drivers.machines.qemu.templates import Server, Templates
+from haneul.drivers.networks.linux.driver import dangling_tap
+from haneul.images.resume import unit as resume
 from haneul.model.assignment import DiskSpec, GuestIdentity, MachineSpec, NicSpec
 
 IMAGES = Path(os.environ.get("HANEUL_TEST_IMAGES", "/var/lib/haneul/images"))
@@ -265,7 +265,7 @@ def test_a_machine_that_ends_while_it_is_loaded_costs_a_cold_boot(
     """That is seen at once, and the log has QEMU's own words."""
     spec = lab.spec(1, 1)
     (tmp_path / "state").write_bytes(b"no state of any machine")
-    monkeypatch.setattr("haneul.drivers.templates.Template.state", property(lambda _: tmp_path / "state"))
+    monkeypatch.setattr("haneul.drivers.machines.qemu.templates.Template.state", property(lambda _: tmp_path / "state"))
 
     async def body() -> None:
         began = asyncio.get_running_loop().time()

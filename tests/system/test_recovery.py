@@ -106,7 +106,7 @@ def test_dnsmasq_and_the_metadata_process_come_back(own: Haneul) -> None:
     own.until_ssh(instance)
     tag = own.data / "identity" / "slot"
     runtime = f"/run/haneul-{int(tag.read_text()):02x}"
-    for name in ("dnsmasq", "haneul.agent.metadata.server"):
+    for name in ("dnsmasq", "haneul.metadata_service.server"):
         found = subprocess.run(["pgrep", "-f", f"{name}.*{runtime}"], capture_output=True, text=True, check=True)
         for pid in found.stdout.split():
             os.kill(int(pid), 9)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from haneul.drivers import places
+from haneul.drivers.machines import folder as places
 from tests.system.conftest import Haneul, eventually
 
 Tally = Callable[[str], None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers import netns
+from haneul.linux import netns
 from tests.system.conftest import Haneul
 
 

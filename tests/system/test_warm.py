@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers import locks
+from haneul.linux import locks
 from tests.system.conftest import Haneul, eventually
 
 Tally = Callable[[str], None]

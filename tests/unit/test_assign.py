@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from haneul.config import Settings
-from haneul.drivers import nftables
+from haneul.drivers.networks.linux import nftables
 from haneul.reconcile.assign import Signer, build
 from haneul.services import defaults
 from haneul.store import tables

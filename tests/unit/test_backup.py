@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from haneul.backup import Machine, archive, restore, swap
-from haneul.drivers.qcow2 import backing_file, set_backing_file
+from haneul.drivers.disks.qcow2 import backing_file, set_backing_file
 from haneul.errors import SettingsError
 from haneul.store import dump, migrations, tables
 

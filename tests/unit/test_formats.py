@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from haneul.errors import SettingsError
-from haneul.images.formats import GIB, Header, need_boot_record, parse
+from haneul.images.importing.formats import GIB, Header, need_boot_record, parse
 from tests.unit.hostile import BOOT_SECTOR, GOOD, HOSTILE
 
 LIMIT = 256 * GIB

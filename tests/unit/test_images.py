@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from haneul.images import recipes, resume, store
+from haneul.images import store
+from haneul.images.recipes import recipes
+from haneul.images.resume import unit as resume
 from haneul.model import generation
 
 #: As depmod writes it of Debian's full kernel, in small.

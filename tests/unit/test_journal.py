@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from haneul import journal, watching
 from haneul.agent.tracing import Tracer
 from haneul.api import audit
-from haneul.journal import Journal
+from haneul.records import journal, watching
+from haneul.records.journal import Journal
 from haneul.services.context import Caller
 
 

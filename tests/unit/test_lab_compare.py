@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from haneul.errors import SettingsError
-from haneul.lab.cloud import Launched, NotHere, way_of
-from haneul.lab.compare import Comparison, Plan
-from haneul.lab.measure import Meter
-from haneul.lab.places import Guest, PlaceError, Server, Tools
+from haneul.lab.measure.compare import Comparison, Plan
+from haneul.lab.measure.guests import Launched, NotHere, way_of
+from haneul.lab.measure.measure import Meter
+from haneul.lab.measure.places import Guest, PlaceError, Server, Tools
 from haneul.lab.results import Found, Measurement, Phase, Results, Subject
 from haneul.model.generation import Generation
 

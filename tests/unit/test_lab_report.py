@@ -10,11 +10,12 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from haneul.lab import charts, costs, findings, report
-from haneul.lab.costs import Costs
-from haneul.lab.findings import Agreement
+from haneul.lab.report import charts, costs, findings
+from haneul.lab.report import page as report
+from haneul.lab.report.costs import Costs
+from haneul.lab.report.findings import Agreement
+from haneul.lab.report.texts import Text
 from haneul.lab.results import Found, Measurement, Results
-from haneul.lab.texts import Text
 from haneul.model.generation import Way
 from tests import lab_results
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from haneul.errors import SettingsError
-from haneul.lab import boot, costs, results
+from haneul.lab import boot, results
 from haneul.lab.boot import Moments
+from haneul.lab.report import costs
 from haneul.lab.results import File, Found, Measurement, Phase, Results
 from haneul.lab.run import chosen, request, summary, write
 from tests import lab_results

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haneul.lab.numbers import amount, digits, times
+from haneul.lab.report.numbers import amount, digits, times
 from haneul.lab.statistics import Summary, disturbance, geometric_mean, slowdown, summary
 
 FIGURES = st.floats(min_value=1e-6, max_value=1e9)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from haneul.lab import literature, places, texts, workloads
-from haneul.lab.texts import Text
+from haneul.lab import workloads
+from haneul.lab.measure import places
+from haneul.lab.report import literature, texts
+from haneul.lab.report.texts import Text
 from haneul.lab.workloads import GROUPS, WORKLOADS, Unreadable, command
 
-BENCH = Path(workloads.__file__).with_name("bench.c")
+BENCH = Path(workloads.__file__).parent / "measure" / "bench.c"
 
 
 def test_programs_of_several_words_and_values_take_their_places() -> None:

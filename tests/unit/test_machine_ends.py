@@ -12,7 +12,7 @@ import pytest
 
 from haneul.agent.agent import Agent
 from haneul.drivers.interface import DriverError
-from haneul.drivers.machines import Machines, exit_code, how_it_ended, why_paused
+from haneul.drivers.machines.driver import Machines, exit_code, how_it_ended, why_paused
 from haneul.model.assignment import MachineReport, MachineSpec
 
 

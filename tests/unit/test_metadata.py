@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from haneul.agent.metadata.documents import Answer, answer
+from haneul.metadata_service.documents import Answer, answer
 
 SECRET = b"s" * 32
 INSTANCE: dict[str, Any] = {

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from haneul.agent.metadata.documents import Answer, answer, make_token
+from haneul.metadata_service.documents import Answer, answer, make_token
 
 SECRET = b"s" * 32
 NOW = 1_700_000_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers.metadata_process import MetadataProcess
+from haneul.drivers.metadata import MetadataProcess
 from haneul.model.assignment import MetadataSpec
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haneul.drivers import dnsmasq, nftables
+from haneul.drivers.networks.linux import dnsmasq, nftables
 from haneul.errors import CloudError
 from haneul.model.assignment import GroupSpec
 from haneul.model.network import Rule, free_address, mac_address, normal_cidr, normal_ports, normal_protocol

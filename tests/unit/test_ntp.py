@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haneul.agent.metadata import ntp
+from haneul.metadata_service import ntp
 
 #: 2026-11-24T13:30:00.25Z.
 NOW = 1795527000_250_000_000

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from haneul.drivers import pace
-from haneul.drivers.pace import LOGIN_SECONDS, PATIENCE, Held, Pace, chosen, idle_ticks
+from haneul.drivers.machines import pace
+from haneul.drivers.machines.pace import LOGIN_SECONDS, PATIENCE, Held, Pace, chosen, idle_ticks
 
 NOW = 1000.0
 

@@ -15,13 +15,16 @@ from typing import cast
 
 import pytest
 
-from haneul.drivers import locks, qemu, qemu_command
-from haneul.drivers.engine import Boot
-from haneul.drivers.machines import Machines
-from haneul.drivers.places import Places, cold
-from haneul.drivers.qemu import QemuEngine
-from haneul.drivers.templates import Templates
-from haneul.images import recipes, resume
+from haneul.drivers.machines.driver import Machines
+from haneul.drivers.machines.engine import Boot
+from haneul.drivers.machines.folder import Places, cold
+from haneul.drivers.machines.qemu import command as qemu_command
+from haneul.drivers.machines.qemu import engine as qemu
+from haneul.drivers.machines.qemu.engine import QemuEngine
+from haneul.drivers.machines.qemu.templates import Templates
+from haneul.images.recipes import recipes
+from haneul.images.resume import unit as resume
+from haneul.linux import locks
 from haneul.model.assignment import DiskSpec, GuestIdentity, NicSpec
 from tests.contract.test_machines import SPEC
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from haneul.drivers import probe
+from haneul.drivers.host import probe
 
 
 @pytest.mark.parametrize(

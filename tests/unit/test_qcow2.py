@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from haneul.drivers.qcow2 import Qcow2Disks, backing_file, empty, virtual_size
+from haneul.drivers.disks.qcow2 import Qcow2Disks, backing_file, empty, virtual_size
 from haneul.model.assignment import DiskSpec
 
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")

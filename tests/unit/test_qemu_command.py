@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from haneul.drivers.machines import how_it_ended
-from haneul.drivers.places import Places
-from haneul.drivers.qemu_command import FUNCTIONS, Kernel, Warm, command, lives, plugged, too_many
+from haneul.drivers.machines.driver import how_it_ended
+from haneul.drivers.machines.folder import Places
+from haneul.drivers.machines.qemu.command import FUNCTIONS, Kernel, Warm, command, lives, plugged, too_many
 from haneul.model.assignment import DiskSpec, MachineSpec, NicSpec
 from tests.contract.test_machines import SPEC
 

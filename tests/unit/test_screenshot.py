@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from haneul.errors import CloudError
-from haneul.services.ec2.instances import _jpeg
+from haneul.services.ec2.instances.console import _jpeg
 
 
 def _png(width: int, height: int, data: bytes) -> bytes:

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from haneul.drivers import qemu_command, template_machine, templates, warm
 from haneul.drivers.interface import DriverError
-from haneul.drivers.places import Places
-from haneul.drivers.qemu_command import Accelerator
-from haneul.drivers.templates import DamagedError, Server, Shape, Templates
-from haneul.images import resume
+from haneul.drivers.machines.folder import Places
+from haneul.drivers.machines.qemu import command as qemu_command
+from haneul.drivers.machines.qemu import resume as warm
+from haneul.drivers.machines.qemu import template_machine, templates
+from haneul.drivers.machines.qemu.command import Accelerator
+from haneul.drivers.machines.qemu.templates import DamagedError, Server, Shape, Templates
+from haneul.images.resume import unit as resume
 from haneul.images.store import RECIPES
 from haneul.model import template as rules
 from haneul.model.assignment import DiskSpec, GuestIdentity, MachineSpec, NicSpec

@@ -1,39 +1,5 @@
 """The EC2 operations. Importing this package fills the table of operations."""
 
-from haneul.services.ec2 import (
-    account,
-    credits,
-    fleets,
-    images,
-    instance_types,
-    instances,
-    keypairs,
-    launch,
-    launch_templates,
-    networks,
-    nothing,
-    placement_groups,
-    regions,
-    security_groups,
-    tags,
-    volumes,
-)
+from haneul.services.ec2 import absent, account, images, instances, keypairs, network, regions, storage, tags
 
-__all__ = [
-    "account",
-    "credits",
-    "fleets",
-    "images",
-    "instance_types",
-    "instances",
-    "keypairs",
-    "launch",
-    "launch_templates",
-    "networks",
-    "nothing",
-    "placement_groups",
-    "regions",
-    "security_groups",
-    "tags",
-    "volumes",
-]
+__all__ = ["absent", "account", "images", "instances", "keypairs", "network", "regions", "storage", "tags"]

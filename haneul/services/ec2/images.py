@@ -14,7 +14,8 @@ from haneul.model.ids import is_id
 from haneul.model.image import CatalogueImage
 from haneul.services.context import Context, Input, Output, ec2, moment
 from haneul.services.describe import check_ids, matching, page
-from haneul.services.ec2 import tags, volumes
+from haneul.services.ec2 import tags
+from haneul.services.ec2.storage import volumes
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
 

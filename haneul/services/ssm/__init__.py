@@ -1,0 +1,1 @@
+from haneul.services.ssm import operations as operations  # fills the table of operations

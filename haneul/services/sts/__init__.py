@@ -1,0 +1,1 @@
+from haneul.services.sts import operations as operations  # fills the table of operations
