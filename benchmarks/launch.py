@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from haneul import identity  # noqa: E402
-from haneul.__main__ import RealParts, real_parts  # noqa: E402
+from haneul.app.compose import RealParts, real_parts  # noqa: E402
 from haneul.config import load  # noqa: E402
 from haneul.drivers.machines import driver as machines  # noqa: E402
 from haneul.model.assignment import NicSpec  # noqa: E402

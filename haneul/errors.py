@@ -35,6 +35,10 @@ class CloudError(Exception):
         return _STATUS.get(self.code, 400)
 
 
+class WorldError(Exception):
+    """The world refused: a program, a disk, the network. The text says what failed, why, and what to do if that is known."""
+
+
 class SettingsError(Exception):
     """A setting or a precondition of this machine is wrong; the text says what to do."""
 

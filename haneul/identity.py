@@ -11,7 +11,6 @@ import datetime as dt
 import functools
 import hashlib
 import ipaddress
-import os
 import secrets
 import subprocess
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
+from haneul.linux import files
 from haneul.model.ids import new_access_key
 
 #: Benchmarking addresses (RFC 2544): not private, so they look public, and routed nowhere.
@@ -35,15 +35,8 @@ UIDS = 1 << 16
 
 
 def write_secret(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Whole or not at all, also after a power cut."""
+    files.replace(path, data, mode, durable=True)
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,11 @@ class Identity:
     @property
     def secret(self) -> bytes:
         return (self.directory / "secret").read_bytes()
+
+    @property
+    def binding(self) -> Path:
+        """Which server of which store this data directory is (`store.ownership.Binding`, JSON)."""
+        return self.directory / "server"
 
     def read_credentials(self) -> tuple[str, str]:
         """(access key, secret) of the first account."""

@@ -61,13 +61,13 @@ def _child(request: dict[str, object]) -> None:
         os.dup2(source, target)
     os.closerange(3, 64)
     os.environ.update(request["environment"])  # type: ignore[arg-type]
-    from haneul.__main__ import Lifecycle
-    from haneul.cli import commands as cli
+    from haneul.app.lifecycle import Lifecycle
+    from haneul.cli.run import run
 
     sys.argv = ["haneul", *request["arguments"]]  # type: ignore[misc]
     code = 1
     try:
-        code = cli.run(Lifecycle())
+        code = run(Lifecycle())
     finally:
         sys.stdout.flush()
         os._exit(code)

@@ -3,6 +3,9 @@
 A pass takes no input but the assignment and the world, keeps nothing that matters, and may be killed at any
 line: the next pass finds out. It runs when it is woken and every few seconds besides. A machine that takes longer (one of fifty
 that are launched at once) is worked at beside the next passes, so that nobody waits for it, and no two work at the same one.
+
+Nothing is removed because the assignment does not name it: only a tombstone removes. What is here and neither named nor
+buried is *unclaimed*: it is left alone and shown.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from haneul.agent.link import Link
 from haneul.agent.tracing import Tracer
@@ -27,7 +31,7 @@ from haneul.drivers.interface import (
     ServerDriver,
     TemplateDriver,
 )
-from haneul.model.assignment import Assignment, MachineReport, MachineSpec, NetworkSpec, Report
+from haneul.model.assignment import Assignment, Holding, MachineReport, MachineSpec, Report
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,10 @@ class Drivers:
     templates: TemplateDriver | None = None
 
 
+#: The loop that a problem or a removal is of; each tells its own anew with every pass.
+_Loop = Literal["machines", "networks"]
+
+
 @dataclass
 class _Health:
     """What is known of a guest's reachability in one boot."""
@@ -79,12 +87,15 @@ class Agent:
     link: Link
     drivers: Drivers
     server_id: str
+    #: Whether this agent may still act for the server: asked before anything is started, stopped or removed.
+    may_act: Callable[[], bool] = lambda: True
+    epoch: int = 0
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _wake_networks: asyncio.Event = field(default_factory=asyncio.Event)
     _assignment: Assignment | None = None
     _failures: dict[tuple[str, int], int] = field(default_factory=dict)
     _health: dict[str, _Health] = field(default_factory=dict)
-    _problems: list[str] = field(default_factory=list)
+    _problems: dict[_Loop, list[str]] = field(default_factory=dict)
     _reports: dict[str, tuple[MachineSpec, MachineReport]] = field(default_factory=dict)
     _settled: dict[str, tuple[MachineSpec, MachineReport | None]] = field(default_factory=dict)
     _may_ask: float = 0
@@ -92,11 +103,23 @@ class Agent:
     _tracer: Tracer = field(default_factory=Tracer)
     _at_work: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _late: set[str] = field(default_factory=set)
+    #: One owner of networks and metadata: whoever holds it brings them to the newest assignment.
+    _networking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _networked: int = -1
+    _unclaimed: dict[str, frozenset[str]] = field(default_factory=dict)
+    _buried: dict[_Loop, tuple[Holding, ...]] = field(default_factory=dict)
+    _told_volumes: frozenset[str] | None = None
 
     @property
     def problems(self) -> list[str]:
-        """What the last pass could not do, for people."""
-        return list(self._problems)
+        """What the last passes could not do, for people."""
+        return [text for loop in ("machines", "networks") for text in self._problems.get(loop, ())]
+
+    @property
+    def unclaimed(self) -> list[Holding]:
+        """What is here, and neither wanted nor ordered to be removed."""
+        kinds: tuple[Literal["machine", "volume", "network"], ...] = ("machine", "volume", "network")
+        return [Holding(kind, one) for kind in kinds for one in sorted(self._unclaimed.get(kind, ()))]
 
     def wake(self) -> None:
         """Look again soon. Call it on the agent's loop (`loop.call_soon_threadsafe` from elsewhere)."""
@@ -142,56 +165,96 @@ class Agent:
 
     async def network_pass(self) -> bool:
         """Rules, addresses, names and metadata of all VPCs, as they are wanted now."""
-        assignment = await self._latest()
-        if assignment is not None:
-            await self._networks(assignment)
+        async with self._networking:
+            assignment = await self._latest()
+            if assignment is not None and self.may_act():
+                await self._networks(assignment)
         return False
 
+    async def _need_networks(self, revision: int) -> None:
+        """Networks and metadata are those of an assignment that is at least as new as `revision`."""
+        async with self._networking:
+            assignment = await self._latest()
+            if self._networked < revision and assignment is not None:
+                await self._networks(assignment)
+
     async def _networks(self, assignment: Assignment) -> None:
+        """The caller holds `_networking`, and took the assignment then: an older one is never applied after a newer one."""
+        self._problems["networks"] = []
         for network in assignment.networks:
-            await self._tolerate(f"network {network.vpc_id}", self.drivers.networks.apply(network))
-        await self._tolerate("metadata", self.drivers.metadata.apply(assignment.metadata))
+            work = self.drivers.networks.apply(network, assignment.revision)
+            await self._tolerate("networks", f"network {network.vpc_id}", work)
+        await self._tolerate("networks", "metadata", self.drivers.metadata.apply(assignment.metadata))
+        await self._tolerate("networks", "networks", self._remove_networks(assignment))
+        self._networked = assignment.revision
+
+    async def _remove_networks(self, assignment: Assignment) -> None:
+        wanted = {network.vpc_id for network in assignment.networks}
+        buried = {one.id for one in assignment.tombstones if one.kind == "network"} - wanted
+        here = await self.drivers.networks.observe()
+        # A machine that nobody claims may still be in one of them.
+        if not self._unclaimed.get("machine"):
+            for vpc_id in here & buried:
+                await self._tolerate("networks", f"network {vpc_id}", self.drivers.networks.ensure_absent(vpc_id))
+            here = await self.drivers.networks.observe()
+        self._unclaimed["network"] = here - wanted - buried
+        self._buried["networks"] = tuple(Holding("network", one) for one in sorted(buried - here))
 
     async def introduce(self) -> None:
         """Say what this server has, before anything is asked of it."""
         facts = await self.drivers.server.facts()
-        await self.link.report(Report(-1, self.server_id, facts))
+        await self.link.report(Report(-1, self.server_id, facts, epoch=self.epoch))
 
     async def one_pass(self) -> bool:
         """Make it so, and report. Says whether something is still on its way."""
         assignment = await self._latest()
         if assignment is None:
             return False
-        self._problems = []
+        if not self.may_act():
+            self._problems["machines"] = [
+                "another haneul may have taken over this server: nothing is started or removed"
+            ]
+            return False
+        self._problems["machines"] = []
         seen = await self.drivers.machines.observe()
         await self._remove_machines(assignment, seen)
-        await self._networks(assignment)
         reports = await self._machines(assignment, seen)
         self._forget(assignment)
-        await self._remove_rest(assignment)
-        await self._report(assignment, reports)
+        volumes = await self._remove_volumes(assignment)
+        await self._report(assignment, reports, volumes)
         return bool(self._at_work) or any(
             one.power in ("starting", "stopping") or (one.power == "running" and one.reachable is None)
             for one in reports
         )
 
-    async def _report(self, assignment: Assignment, reports: list[MachineReport]) -> None:
+    async def _report(self, assignment: Assignment, reports: list[MachineReport], volumes: frozenset[str]) -> None:
         facts, traces = await self.drivers.server.facts(), self._tracer.take()
-        report = Report(assignment.revision, self.server_id, facts, tuple(reports), tuple(self._problems), traces)
+        report = Report(
+            assignment.revision,
+            self.server_id,
+            facts,
+            tuple(reports),
+            tuple(self.problems),
+            traces,
+            (*self._buried.get("machines", ()), *self._buried.get("networks", ())),
+            None if volumes == self._told_volumes else tuple(sorted(volumes)),
+            self.epoch,
+        )
         try:
             await self.link.report(report)
+            self._told_volumes = volumes
         except BaseException:
             self._tracer.give_back(traces)
             raise
 
-    async def _tolerate(self, what: str, work: Awaitable[None]) -> None:
+    async def _tolerate(self, loop: _Loop, what: str, work: Awaitable[None]) -> None:
         """One part's failure does not keep the others from being made so."""
         try:
             await work
         except Exception as error:
             if not isinstance(error, DriverError | OSError):
                 log.exception("%s", what)
-            self._problems.append(f"{what}: {error}")
+            self._problems.setdefault(loop, []).append(f"{what}: {error}")
             log.warning("%s: %s", what, error)
 
     async def _machines(self, assignment: Assignment, seen: dict[str, MachineReport]) -> list[MachineReport]:
@@ -206,7 +269,7 @@ class Agent:
         while due or self._at_work:
             for _ in range(min(len(due), MACHINES_AT_ONCE - len(self._at_work))):
                 spec = due.popleft()
-                self._work_at(spec, seen.get(spec.instance_id))
+                self._work_at(spec, seen.get(spec.instance_id), assignment.revision)
             _, late = await asyncio.wait(self._at_work.values(), timeout=PATIENCE)
             if late:
                 self._late.update(self._at_work)
@@ -214,10 +277,10 @@ class Agent:
         done = (spec.instance_id for spec in assignment.machines if spec.instance_id not in self._at_work)
         return [self._reports[one][1] for one in done if one in self._reports]
 
-    def _work_at(self, spec: MachineSpec, seen: MachineReport | None) -> None:
+    def _work_at(self, spec: MachineSpec, seen: MachineReport | None, revision: int) -> None:
         async def work() -> None:
             try:
-                self._reports[spec.instance_id] = (spec, await self._machine(spec, seen))
+                self._reports[spec.instance_id] = (spec, await self._machine(spec, seen, revision))
             finally:
                 del self._at_work[spec.instance_id]
                 if spec.instance_id in self._late:
@@ -259,14 +322,6 @@ class Agent:
 
     # --- one machine --------------------------------------------------------------------------------
 
-    def _network(self, vpc_id: str) -> NetworkSpec:
-        """The VPC as it is wanted now, which may be later than this pass began."""
-        networks = self._assignment.networks if self._assignment else ()
-        for network in networks:
-            if network.vpc_id == vpc_id:
-                return network
-        raise DriverError(f"{vpc_id} is not of this server any more")
-
     def _forget(self, assignment: Assignment) -> None:
         current = {(machine.instance_id, machine.boot_count) for machine in assignment.machines}
         self._failures = {key: count for key, count in self._failures.items() if key in current}
@@ -276,20 +331,20 @@ class Agent:
             self._settled.pop(gone, None)
             self._tracer.forget(gone)
 
-    async def _machine(self, spec: MachineSpec, seen: MachineReport | None) -> MachineReport:
+    async def _machine(self, spec: MachineSpec, seen: MachineReport | None, revision: int) -> MachineReport:
         try:
             if spec.power == "absent":
                 return await self._absent(spec)
             if spec.power == "stopped":
                 self._health.pop(spec.instance_id, None)
                 return await self.drivers.machines.ensure_stopped(spec)
-            return await self._running(spec)
+            return await self._running(spec, revision)
         except Exception as error:
             if not isinstance(error, DriverError | OSError):
                 log.exception("%s", spec.instance_id)
             return self._failed(spec, error, seen)
 
-    async def _running(self, spec: MachineSpec) -> MachineReport:
+    async def _running(self, spec: MachineSpec, revision: int) -> MachineReport:
         taps: dict[str, int] = {}
         begins = self.drivers.machines.needs_taps(spec)
         try:
@@ -298,8 +353,11 @@ class Agent:
                     for disk in spec.disks:
                         await self.drivers.disks.ensure(disk)
                 with self._step(spec, "network"):
+                    await self._need_networks(revision)
                     for nic in spec.nics:
-                        taps[nic.interface_id] = await self.drivers.networks.open_tap(self._network(nic.vpc_id), nic)
+                        taps[nic.interface_id] = await self.drivers.networks.open_tap(nic)
+                if not self.may_act():
+                    raise DriverError("another haneul may have taken over this server")
             with self._step(spec, "machine") if begins else nullcontext():
                 report = await self.drivers.machines.ensure_running(spec, taps)
         finally:
@@ -345,29 +403,64 @@ class Agent:
             return True
         nic = spec.nics[0]
         health.asked = now
-        if await self.drivers.networks.reachable(self._network(nic.vpc_id), nic):
+        if await self.drivers.networks.reachable(nic):
             health.answered = True
         elif health.answered or now - health.since > IMPAIRED_AFTER:
             health.answered = False
         return health.answered
 
-    # --- what nobody wants any more -----------------------------------------------------------------
+    # --- removing -----------------------------------------------------------------------------------
 
     async def _remove_machines(self, assignment: Assignment, seen: dict[str, MachineReport]) -> None:
         wanted = {machine.instance_id for machine in assignment.machines}
-        for instance_id in seen.keys() - wanted - self._at_work.keys():
-            await self._tolerate(f"machine {instance_id}", self._remove(instance_id))
+        buried = {one.id for one in assignment.tombstones if one.kind == "machine"} - wanted
+        for instance_id in (seen.keys() & buried) - self._at_work.keys():
+            await self._tolerate("machines", f"machine {instance_id}", self._remove(instance_id))
+        self._unclaimed["machine"] = frozenset(seen.keys() - wanted - buried)
 
     async def _remove(self, instance_id: str) -> None:
         self._health.pop(instance_id, None)
         await self.drivers.machines.ensure_absent(instance_id)
 
-    async def _remove_rest(self, assignment: Assignment) -> None:
-        if self._at_work.keys() - {machine.instance_id for machine in assignment.machines}:
-            return  # what nobody wants any more is still in somebody's hands
-        kept = {disk.volume_id for disk in assignment.volumes}
-        for volume_id in await self.drivers.disks.observe() - kept:
-            await self._tolerate(f"volume {volume_id}", self.drivers.disks.ensure_absent(volume_id))
-        networks = {network.vpc_id for network in assignment.networks}
-        for vpc_id in await self.drivers.networks.observe() - networks:
-            await self._tolerate(f"network {vpc_id}", self.drivers.networks.ensure_absent(vpc_id))
+    async def _remove_volumes(self, assignment: Assignment) -> frozenset[str]:
+        """Volumes whose removal was ordered go; gives those that are left."""
+        wanted = {disk.volume_id for disk in assignment.volumes}
+        buried = {one.id for one in assignment.tombstones if one.kind == "volume"} - wanted
+        here = await self.drivers.disks.observe()
+        # A machine that is being started or ended may still have one of them open.
+        if not self._at_work.keys() - {machine.instance_id for machine in assignment.machines}:
+            for volume_id in here & buried:
+                await self._tolerate("machines", f"volume {volume_id}", self.drivers.disks.ensure_absent(volume_id))
+            here = await self.drivers.disks.observe() if here & buried else here
+        self._unclaimed["volume"] = here - wanted - buried
+        gone = [Holding("volume", one) for one in sorted(buried - here)]
+        machines = (
+            await self.drivers.machines.observe() if any(one.kind == "machine" for one in assignment.tombstones) else {}
+        )
+        left = {one.id for one in assignment.tombstones if one.kind == "machine"} - machines.keys()
+        self._buried["machines"] = (*gone, *(Holding("machine", one) for one in sorted(left)))
+        return here
+
+    async def remove_unclaimed(self, wanted: str) -> Holding:
+        """Remove, by its owner's order, what is unclaimed now. Raises `DriverError` if it is not, or cannot go."""
+        found = next((one for one in self.unclaimed if one.id == wanted), None)
+        assignment = await self._latest()
+        if found is None or assignment is None or _is_named(assignment, wanted):
+            raise DriverError(f"{wanted} is not unclaimed here; `haneul unclaimed` lists what is")
+        if found.kind == "machine":
+            await self._remove(wanted)
+        elif found.kind == "volume":
+            await self.drivers.disks.ensure_absent(wanted)
+        else:
+            async with self._networking:
+                await self.drivers.networks.ensure_absent(wanted)
+        self._unclaimed[found.kind] = self._unclaimed[found.kind] - {wanted}
+        return found
+
+
+def _is_named(assignment: Assignment, wanted: str) -> bool:
+    return (
+        any(one.instance_id == wanted for one in assignment.machines)
+        or any(one.volume_id == wanted for one in assignment.volumes)
+        or any(one.vpc_id == wanted for one in assignment.networks)
+    )

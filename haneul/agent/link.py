@@ -23,7 +23,7 @@ class Link(Protocol):
 class Plane(Protocol):
     """What `LocalLink` needs of the control plane (`reconcile.Control`)."""
 
-    def assignment(self, server_id: str, after: int = -1) -> Assignment | None: ...
+    def assignment(self, server_id: str, after: int = -1, epoch: int = 0) -> Assignment | None: ...
 
     def report(self, report: Report) -> None: ...
 
@@ -31,12 +31,13 @@ class Plane(Protocol):
 class LocalLink:
     """Agent and control plane in one process. The store is synchronous, so its work runs in threads."""
 
-    def __init__(self, plane: Plane, server_id: str) -> None:
+    def __init__(self, plane: Plane, server_id: str, epoch: int = 0) -> None:
         self._plane = plane
         self._server_id = server_id
+        self._epoch = epoch
 
     async def assignment(self, after: int) -> Assignment | None:
-        return await asyncio.to_thread(self._plane.assignment, self._server_id, after)
+        return await asyncio.to_thread(self._plane.assignment, self._server_id, after, self._epoch)
 
     async def report(self, report: Report) -> None:
         await asyncio.to_thread(self._plane.report, report)

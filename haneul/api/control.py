@@ -24,7 +24,7 @@ Act = Callable[[str, dict[str, str]], Any]
 AsyncAct = Callable[[str, dict[str, str]], Awaitable[Any]]
 
 
-def make_control(status: Status, accounts: Act, templates: AsyncAct) -> Starlette:
+def make_control(status: Status, accounts: Act, templates: AsyncAct, unclaimed: AsyncAct) -> Starlette:
     async def get_status(request: Request) -> JSONResponse:
         return JSONResponse(await to_thread.run_sync(status))
 
@@ -36,17 +36,21 @@ def make_control(status: Status, accounts: Act, templates: AsyncAct) -> Starlett
             return JSONResponse({"error": error.message}, 400)
         return JSONResponse(done)
 
-    async def post_templates(request: Request) -> JSONResponse:
-        arguments = json.loads(await request.body())
-        try:
-            return JSONResponse(await templates(request.path_params["what"], arguments))
-        except CloudError as error:
-            return JSONResponse({"error": error.message}, 400)
+    def post(act: AsyncAct) -> Callable[[Request], Awaitable[JSONResponse]]:
+        async def answer(request: Request) -> JSONResponse:
+            arguments = json.loads(await request.body())
+            try:
+                return JSONResponse(await act(request.path_params["what"], arguments))
+            except CloudError as error:
+                return JSONResponse({"error": error.message}, 400)
+
+        return answer
 
     return Starlette(
         routes=[
             Route("/status", get_status, methods=["GET"]),
             Route("/accounts/{what}", post_accounts, methods=["POST"]),
-            Route("/templates/{what}", post_templates, methods=["POST"]),
+            Route("/templates/{what}", post(templates), methods=["POST"]),
+            Route("/unclaimed/{what}", post(unclaimed), methods=["POST"]),
         ]
     )

@@ -127,12 +127,15 @@ class Lines(logging.Formatter):
         return json.dumps(found, ensure_ascii=False)
 
 
-def start_detached(data: Path) -> None:
+def start_detached(data: Path, accept_store: bool = False) -> None:
     """Start `haneul up` in a session of its own and return when it serves. Raises `SettingsError` with its words."""
     ready_read, ready_write = os.pipe()
     with open(start_log_path(data), "wb", opener=_privately) as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "haneul", "up", "--ready-fd", str(ready_write)],
+            [
+                *(sys.executable, "-m", "haneul", "up", "--ready-fd", str(ready_write)),
+                *(["--accept-store"] if accept_store else []),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,

@@ -22,6 +22,7 @@ from haneul.backup import Server, archive
 from haneul.backup.archive import IDENTITY, MANIFEST, STORE, Manifest, Member, Volume, volume_member
 from haneul.config import Settings
 from haneul.errors import SettingsError
+from haneul.linux import files
 from haneul.store import dump
 from haneul.store.database import Store
 
@@ -73,18 +74,10 @@ def _new_file(path: Path, force: bool) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         _may_write(path, force)
         os.replace(name, path)
-        sync_directory(path.parent)
+        files.sync_directory(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(settings: Settings, rows: IO[bytes]) -> tuple[Moment, dict[str, bytes]]:

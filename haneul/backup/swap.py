@@ -17,8 +17,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from haneul.backup.make import sync_directory
 from haneul.errors import SettingsError
+from haneul.linux.files import sync_directory
 from haneul.store.database import WRITER_LOCK, with_driver
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from haneul.drivers.interface import DriverError
+from haneul.drivers.interface import DriverError, lost
 from haneul.model.assignment import (
     DiskSpec,
     MachineReport,
@@ -27,6 +27,7 @@ from haneul.model.assignment import (
     ServerFacts,
 )
 from haneul.model.generation import GENERATIONS
+from haneul.model.values import from_json, to_json
 
 
 class World:
@@ -164,49 +165,82 @@ class FakeDisks:
         return frozenset(self.world.all("volume"))
 
     async def ensure(self, disk: DiskSpec) -> None:
-        if self.world.get("volume", disk.volume_id) != disk.size_gib:
-            self.world.put("volume", disk.volume_id, disk.size_gib)
+        """A volume is its size and the image that it is an overlay on. It only ever grows."""
+        value = self.world.get("volume", disk.volume_id)
+        if value is None and disk.made:
+            raise DriverError(lost(disk.volume_id), fatal=True)
+        if value is None:
+            value = {"size_gib": 0, "image": disk.image}
+        if value["size_gib"] < disk.size_gib:
+            self.world.put("volume", disk.volume_id, value | {"size_gib": disk.size_gib})
 
     async def ensure_absent(self, volume_id: str) -> None:
         self.world.remove("volume", volume_id)
 
 
 class FakeNetworks:
+    """Holds each VPC as it was told, rule by rule: what a real one has in its kernel."""
+
     def __init__(self, world: World) -> None:
         self.world = world
+        self._revisions: dict[str, int] = {}
+        self._applied: dict[str, NetworkSpec] = {}
 
     async def observe(self) -> frozenset[str]:
         return frozenset(self.world.all("network"))
 
-    async def apply(self, network: NetworkSpec) -> None:
-        parts = {"subnets": network.subnets, "interfaces": network.interfaces, "groups": network.groups}
-        wanted = {"cidr": network.cidr} | {name: len(value) for name, value in parts.items()}
-        if self.world.get("network", network.vpc_id) != wanted:
-            self.world.put("network", network.vpc_id, wanted)
+    async def apply(self, network: NetworkSpec, revision: int) -> None:
+        if revision < self._revisions.get(network.vpc_id, revision):
+            return
+        self._revisions[network.vpc_id] = revision
+        if self._applied.get(network.vpc_id) is not network or self.world.get("network", network.vpc_id) is None:
+            wanted = to_json(network)
+            if self.world.get("network", network.vpc_id) != wanted:
+                self.world.put("network", network.vpc_id, wanted)
+            self._applied[network.vpc_id] = network
 
-    async def open_tap(self, network: NetworkSpec, nic: NicSpec) -> int:
+    def applied(self, vpc_id: str) -> NetworkSpec | None:
+        """The VPC as it is now, whoever has applied it."""
+        value = self.world.get("network", vpc_id)
+        return from_json(NetworkSpec, value) if value is not None else None
+
+    async def open_tap(self, nic: NicSpec) -> int:
+        network = self.applied(nic.vpc_id)
+        if network is None:
+            raise DriverError(f"{nic.vpc_id} is not here")
         if nic.subnet_id not in {subnet.subnet_id for subnet in network.subnets}:
-            raise DriverError(f"{nic.subnet_id} is not a subnet of {network.vpc_id}", fatal=True)
+            raise DriverError(f"{nic.subnet_id} is not a subnet of {nic.vpc_id}", fatal=True)
         return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
     async def ensure_absent(self, vpc_id: str) -> None:
         self.world.remove("network", vpc_id)
+        self._applied.pop(vpc_id, None)
 
-    async def reachable(self, network: NetworkSpec, nic: NicSpec) -> bool:
-        return True
+    async def reachable(self, nic: NicSpec) -> bool:
+        return self.world.get("network", nic.vpc_id) is not None
 
 
 class FakeMetadata:
+    """Holds what it was told, instance by instance."""
+
     def __init__(self, world: World) -> None:
         self.world = world
+        self._told: tuple[MetadataSpec, ...] = ()
 
     async def apply(self, instances: tuple[MetadataSpec, ...]) -> None:
-        wanted = len(instances)
-        if self.world.get("metadata", "instances") != wanted:
-            self.world.put("metadata", "instances", wanted)
+        known = {id(one) for one in self._told}
+        for one in instances:
+            if id(one) not in known:
+                value = to_json(one)
+                if self.world.get("metadata", one.instance_id) != value:
+                    self.world.put("metadata", one.instance_id, value)
+        for gone in self.world.all("metadata").keys() - {one.instance_id for one in instances}:
+            self.world.remove("metadata", gone)
+        self._told = instances
 
     async def ensure_absent(self) -> None:
-        self.world.remove("metadata", "instances")
+        for one in self.world.all("metadata"):
+            self.world.remove("metadata", one)
 
 
 class FakeServer:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol, runtime_checkable
 
+from haneul.errors import WorldError
 from haneul.model.assignment import (
     DiskSpec,
     MachineReport,
@@ -29,12 +30,17 @@ from haneul.model.assignment import (
 from haneul.model.template import TemplateReport
 
 
-class DriverError(Exception):
+class DriverError(WorldError):
     """The world refused. `fatal` means that trying again cannot help (no such image, a broken command line)."""
 
     def __init__(self, message: str, *, fatal: bool = False) -> None:
         super().__init__(message)
         self.fatal = fatal
+
+
+def lost(volume_id: str) -> str:
+    """What is said of a volume that was here and is not: a new one in its place would hide the loss."""
+    return f"the disk of {volume_id} is missing: it was here and is not any more (is what it is on mounted?)"
 
 
 class MachineDriver(Protocol):
@@ -92,7 +98,10 @@ class DiskDriver(Protocol):
         """The ids of all volumes that have a file."""
 
     async def ensure(self, disk: DiskSpec) -> None:
-        """The volume's file exists, whole, with its size. Content that is there stays."""
+        """The volume's file exists, whole, with its size. Content that is there stays.
+
+        Raises a fatal `DriverError` for one that was made before (`disk.made`) and is missing.
+        """
 
     async def ensure_absent(self, volume_id: str) -> None:
         """No file of the volume is left."""
@@ -104,17 +113,20 @@ class NetworkDriver(Protocol):
     async def observe(self) -> frozenset[str]:
         """The ids of all VPCs of which anything exists."""
 
-    async def apply(self, network: NetworkSpec) -> None:
-        """The VPC is as told: subnets, addresses, rules, DHCP and DNS."""
+    async def apply(self, network: NetworkSpec, revision: int) -> None:
+        """The VPC is as told: subnets, addresses, rules, DHCP and DNS.
 
-    async def open_tap(self, network: NetworkSpec, nic: NicSpec) -> int:
-        """A fresh tap descriptor on the interface's subnet, guarded. The caller closes it."""
+        `revision` orders the values: one that is older than what was applied last changes nothing.
+        """
+
+    async def open_tap(self, nic: NicSpec) -> int:
+        """A fresh tap descriptor on the interface's subnet, guarded. The VPC was applied. The caller closes it."""
 
     async def ensure_absent(self, vpc_id: str) -> None:
         """Nothing of the VPC is left."""
 
-    async def reachable(self, network: NetworkSpec, nic: NicSpec) -> bool:
-        """Whether the guest answers at its address (ARP)."""
+    async def reachable(self, nic: NicSpec) -> bool:
+        """Whether the guest answers at its address (ARP); not where the VPC was not applied."""
 
 
 class MetadataDriver(Protocol):

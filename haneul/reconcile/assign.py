@@ -19,6 +19,7 @@ from haneul.model.assignment import (
     DiskSpec,
     GroupSpec,
     GuestIdentity,
+    Holding,
     InterfaceSpec,
     MachineSpec,
     MetadataSpec,
@@ -128,8 +129,8 @@ class Assigner:
         self._instances = self._known_instances(tx)
         self._volumes = self._known_volumes(tx)
         here = self._instances
-        found = tx.execute(_vpcs_of_server(), {"server": self._server_id}).scalars()
-        vpcs = sorted(tx.among(tables.vpcs, "id", list(found)), key=lambda row: str(row["id"]))
+        needed = vpcs_of(tx, self._server_id)
+        vpcs = sorted(tx.among(tables.vpcs, "id", sorted(needed)), key=lambda row: str(row["id"]))
         self._interfaces = self._known_interfaces(tx, [vpc["id"] for vpc in vpcs])
         return Assignment(
             revision=tx.revision(),
@@ -138,7 +139,14 @@ class Assigner:
             networks=tuple(self._network(tx, vpc) for vpc in vpcs),
             metadata=tuple(one.metadata for one in here.values() if one.metadata is not None),
             volumes=tuple(spec for _, spec in self._volumes.values()),
+            tombstones=self._tombstones(tx, needed),
         )
+
+    def _tombstones(self, tx: Transaction, vpcs: frozenset[str]) -> tuple[Holding, ...]:
+        """What the server is to remove: never what it is to have."""
+        here = {"machine": self._instances.keys(), "volume": self._volumes.keys(), "network": vpcs}
+        rows = tx.select(tables.tombstones, server_id=self._server_id)
+        return tuple(sorted(Holding(row["kind"], row["id"]) for row in rows if row["id"] not in here[row["kind"]]))
 
     def _known_instances(self, tx: Transaction) -> dict[str, _Instance]:
         versions = dict(_pairs(tx, tables.instances, "server_id", [self._server_id]))
@@ -237,13 +245,18 @@ def _vpcs_of_server() -> Any:
     return joined.where(instance.c.server_id == sa.bindparam("server")).distinct()
 
 
+def vpcs_of(tx: Transaction, server_id: str) -> frozenset[str]:
+    """The VPCs that a server needs: those of its instances' interfaces."""
+    return frozenset(tx.execute(_vpcs_of_server(), {"server": server_id}).scalars())
+
+
 def build(tx: Transaction, server_id: str, settings: Settings, signer: Signer) -> Assignment:
     """One assignment from nothing."""
     return Assigner(server_id, settings, signer).build(tx)
 
 
 def _disk(row: Row, boot: bool) -> DiskSpec:
-    return DiskSpec(row["id"], row["image_name"], row["size_gib"], row["device"], boot)
+    return DiskSpec(row["id"], row["image_name"], row["size_gib"], row["device"], boot, row["observed_made"])
 
 
 def _disks(world: _World, row: Row) -> tuple[DiskSpec, ...]:

@@ -29,6 +29,7 @@ from haneul.services.ec2.instances.views import desired, state_of
 from haneul.services.ec2.instances.views import observed as observed_of
 from haneul.store import tables
 from haneul.store.database import Row, Store, Transaction
+from haneul.store.ownership import check_epoch
 
 log = logging.getLogger(__name__)
 #: Something that happened, for people: `event` says what, the rest depends on it.
@@ -67,9 +68,13 @@ class Control:
         self._assigning = threading.Lock()
         self._reporting = threading.Lock()
 
-    def assignment(self, server_id: str, after: int = -1) -> Assignment | None:
-        """What the server should be now; None if nothing was committed since revision `after`."""
+    def assignment(self, server_id: str, after: int = -1, epoch: int = 0) -> Assignment | None:
+        """What the server should be now; None if nothing was committed since revision `after`.
+
+        Raises `Fenced` for the agent of an earlier lease (`epoch`; 0 is of one that was given none).
+        """
         with self._assigning, self._store.read() as tx:
+            check_epoch(tx, server_id, epoch)
             if tx.revision() <= after:
                 return None
             assigner = self._assigners.get(server_id)
@@ -85,9 +90,12 @@ class Control:
         with self._reporting:
             self._tell_problems(report)
             news = self._news(report)
-            if not news and self._last_facts.get(report.server_id) == report.facts:
+            said = bool(report.removed) or report.volumes is not None
+            if not news and not said and self._last_facts.get(report.server_id) == report.facts:
                 self._tell_traces(report)
                 return
+            if said:
+                self._take_in_holdings(report)
             errors = [error for part in _parts(news) if (error := self._try_to_write(report, part)) is not None]
             if errors:
                 raise errors[0]
@@ -135,6 +143,7 @@ class Control:
     def _write(self, report: Report, machines: list[MachineReport]) -> None:
         self._events = []
         with self._store.write() as tx:
+            check_epoch(tx, report.server_id, report.epoch)
             if self._last_facts.get(report.server_id) != report.facts:
                 self._register(tx, report)
             changed = False
@@ -144,6 +153,21 @@ class Control:
         # What was undone did not happen.
         for event in self._events:
             self._tell(event)
+
+    def _take_in_holdings(self, report: Report) -> None:
+        """Tombstones of which nothing is left are done with; volumes that have a file now are ones that can be lost."""
+        with self._store.write() as tx:
+            check_epoch(tx, report.server_id, report.epoch)
+            for one in report.removed:
+                tx.delete(tables.tombstones, kind=one.kind, id=one.id, server_id=report.server_id)
+            tx.wakes = bool(report.removed)
+            if report.volumes is not None:
+                rows = tx.select(tables.volumes, server_id=report.server_id, observed_made=False)
+                here = set(report.volumes)
+                for row in rows:
+                    if row["id"] in here:
+                        tx.update(tables.volumes, row["id"], observed_made=True)
+                        tx.wakes = True
 
     def _register(self, tx: Transaction, report: Report) -> None:
         facts = report.facts
@@ -313,6 +337,8 @@ class Control:
                 tx.update(tables.interfaces, interface["id"], instance_id="", attachment_id="", public_address=None)
         tx.delete(tables.tags, tables.tags.c.resource_id.in_(gone))
         tx.update(tables.instances, row["id"], server_id="")
+        if row["vpc_id"] not in assign.vpcs_of(tx, row["server_id"]):
+            tx.bury("network", row["vpc_id"], row["server_id"])
 
     def sweep(self) -> None:
         """What time alone brings: terminated instances are forgotten, the catalogue follows the image store."""

@@ -13,12 +13,13 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import sqlalchemy as sa
 
 from haneul.errors import CloudError, SettingsError
 from haneul.store import tables
-from haneul.store.database import Row, Store, Transaction
+from haneul.store.database import Row, Store, Transaction, with_driver
 
 #: A lease that nobody has renewed for so long (seconds) may be taken by another haneul.
 LEASE_SECONDS = 15.0
@@ -47,6 +48,10 @@ class Binding:
     def text(self) -> str:
         return json.dumps(asdict(self))
 
+    @staticmethod
+    def read(text: str) -> Binding:
+        return Binding(**json.loads(text))
+
 
 @dataclass(frozen=True)
 class Holder:
@@ -58,8 +63,8 @@ class Holder:
     place: str
 
     def is_same_place(self, other: Holder) -> bool:
-        """Whether both have the same data directory: then its lock file says that only one of them lives."""
-        return (self.host, self.place) == (other.host, other.place)
+        """Whether both have the same data directory in the same boot: then its lock file says that only one of them lives."""
+        return (self.boot, self.place) == (other.boot, other.place)
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,30 @@ def check_epoch(tx: Transaction, server_id: str, epoch: int) -> None:
         raise Fenced(server_id)
 
 
+def is_there(url: str) -> bool:
+    """Whether a database has a store, found out without making one."""
+    address = sa.make_url(with_driver(url))
+    if address.drivername.startswith("sqlite"):
+        path = Path(address.database or "")
+        return path.is_file() and path.stat().st_size > 0
+    engine = sa.create_engine(address)
+    try:
+        with engine.connect() as connection:
+            return sa.inspect(connection).has_table("alembic_version")
+    finally:
+        engine.dispose()
+
+
+def check_is_there(url: str, binding: Binding | None, holder: Holder, present: Present) -> None:
+    """Raises `SettingsError` if the store of a data directory that is in use is not there: to make an empty one would hide that."""
+    if binding is not None and present and not is_there(url):
+        raise SettingsError(
+            f"the store {_shown(url)} is not there, and {holder.data} holds {present}: nothing was started or removed. "
+            "Is the setting `database` right? A lost store comes back by `haneul restore BACKUP`; "
+            "`haneul up --accept-store` begins with an empty one, and leaves alone what is here"
+        )
+
+
 def token_of(tx: Transaction) -> str:
     return str(tx.select(tables.store_identity)[0]["token"])
 
@@ -141,19 +170,20 @@ def claim(
     keep: Callable[[Binding], None],
     *,
     accept: bool = False,
+    alone: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Lease:
     """Become the haneul that acts for the server of this data directory; register it if it is new.
 
     `keep` writes the binding; the data directory has it before the store relies on it. `accept` takes the store as it is: the binding
-    is made anew, and what the store does not know stays unclaimed. Raises `SettingsError` that says what to do.
+    is made anew, and what the store does not know stays unclaimed. `alone`: the store is a file of the data directory, whose
+    lock keeps every other haneul away. Raises `SettingsError` that says what to do.
     """
-    with store.write() as tx:
-        tx.wakes = False
+    with store.read() as tx:
         bound = _bind(tx, store, None if accept else binding, holder, present, accept)
     if bound != binding:
         keep(bound)
-    row = _wait_until_free(store, bound, holder, sleep)
+    row = _server(store, bound.server) if alone else _wait_until_free(store, bound, holder, sleep)
     with store.write() as tx:
         tx.wakes = False
         return _take(tx, store, bound, holder, row)
@@ -166,7 +196,9 @@ def _bind(
     token = token_of(tx)
     servers = tx.select(tables.servers)
     if binding is not None and binding.store != token:
-        raise SettingsError(_not_its_store(store, holder, present))
+        if present:
+            raise SettingsError(_not_its_store(store, holder, present))
+        binding = None  # nothing here could be lost
     if binding is not None:
         known = next((row for row in servers if row["id"] == binding.server), None)
         if known is None and not servers:
@@ -178,9 +210,7 @@ def _bind(
     if mine is not None:
         if not accept and present and not _knows_any(tx, present):
             raise SettingsError(_not_its_store(store, holder, present))
-        secret = secrets.token_hex(16)
-        tx.execute(sa.update(tables.servers).where(tables.servers.c.id == mine["id"]).values(token=secret))
-        return Binding(token, mine["id"], secret)
+        return Binding(token, mine["id"], secrets.token_hex(16))
     if servers:
         raise SettingsError(_is_of_another(store, servers[0]))
     if present and not accept:
@@ -195,13 +225,13 @@ def _knows_any(tx: Transaction, present: Present) -> bool:
     )
 
 
-def _shown(store: Store) -> str:
-    return sa.make_url(store.url).render_as_string(hide_password=True)
+def _shown(url: str) -> str:
+    return sa.make_url(url).render_as_string(hide_password=True)
 
 
 def _not_its_store(store: Store, holder: Holder, present: Present) -> str:
     return (
-        f"the store {_shown(store)} does not know what is in {holder.data} ({present}): nothing was started or removed. "
+        f"the store {_shown(store.url)} does not know what is in {holder.data} ({present}): nothing was started or removed. "
         "Is the setting `database` right? A lost store comes back by `haneul restore --replace BACKUP`; "
         "`haneul up --accept-store` begins with this one, and leaves alone what it does not know"
     )
@@ -211,7 +241,7 @@ def _is_of_another(store: Store, server: Row) -> str:
     other = _holder(server)
     where = f" (haneul on {other.host}, data in {other.data})" if other else ""
     return (
-        f"the store {_shown(store)} is of the server {server['id']}{where}, which is not this one; several servers in one "
+        f"the store {_shown(store.url)} is of the server {server['id']}{where}, which is not this one; several servers in one "
         "cloud are not supported yet: give this haneul a `database` of its own. If that server is gone for good, "
         "`haneul up --accept-store` takes its place"
     )
@@ -255,6 +285,8 @@ def _take(tx: Transaction, store: Store, bound: Binding, holder: Holder, seen: R
     row = tx.get(table, bound.server)
     text = json.dumps(asdict(holder))
     if row is None:
+        if others := tx.select(table):
+            raise SettingsError(_is_of_another(store, others[0]))
         facts = {"hostname": holder.host, "drivers": "", "accelerators": {}, "generations": {}}
         values = {"zones": [], "vcpus": 0, "memory_mib": 0, "observed_facts": facts, "observed_at": 0.0}
         tx.insert(table, id=bound.server, token=bound.token, holder=text, epoch=1, **values)

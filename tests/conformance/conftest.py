@@ -16,8 +16,8 @@ import pytest
 from botocore.config import Config
 
 from haneul import identity
-from haneul.__main__ import fake_drivers
 from haneul.app import control_plane as cloud
+from haneul.app.compose import fake_drivers
 from haneul.config import Settings
 from haneul.drivers.fake import World
 from haneul.store import tables

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from haneul.__main__ import Lifecycle
+from haneul.app.lifecycle import Lifecycle
 from haneul.backup import archive
 from haneul.config import Settings
 from haneul.errors import SettingsError

@@ -161,7 +161,7 @@ def test_a_qemu_that_was_taken_over_reaches_nothing(town: Town, record_tally: Ta
 #: Who starts haneul has a key; what haneul starts, as another user, looks for it.
 _KEYS = """
 import ctypes, subprocess, sys
-from haneul.__main__ import leave_keys
+from haneul.app.process import leave_keys
 libc = ctypes.CDLL(None)
 assert libc.syscall(250, 1, b"of who starts haneul") > 0
 assert libc.syscall(248, b"user", b"secret", b"SECRET", 6, -3) > 0

@@ -25,7 +25,7 @@ from haneul.drivers.machines.folder import cold
 from haneul.drivers.machines.qemu.command import Accelerator
 from haneul.drivers.machines.qemu.engine import QemuEngine, shape
 from haneul.drivers.machines.qemu.templates import Server, Templates
-from haneul.drivers.networks.linux.driver import dangling_tap
+from haneul.drivers.networks.linux.taps import dangling_tap
 from haneul.images.resume import unit as resume
 from haneul.model.assignment import DiskSpec, GuestIdentity, MachineSpec, NicSpec
 

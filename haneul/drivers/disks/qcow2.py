@@ -7,7 +7,7 @@ import os
 import struct
 from pathlib import Path
 
-from haneul.drivers.interface import DriverError
+from haneul.drivers.interface import DriverError, lost
 from haneul.drivers.run import run
 from haneul.model.assignment import DiskSpec
 
@@ -116,6 +116,8 @@ class Qcow2Disks:
             if present is not None and present < wanted and file.stat().st_uid == 0:
                 await run(["qemu-img", "resize", "-f", "qcow2", str(file), str(wanted)])
             return
+        if disk.made:
+            raise DriverError(lost(disk.volume_id), fatal=True)
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         temporary = self.directory / f".{disk.volume_id}.new"
         backing = ""

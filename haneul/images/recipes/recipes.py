@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from haneul.errors import WorldError
 from haneul.images.resume import unit as resume
 
 Say = Callable[[str], None]
@@ -56,7 +57,7 @@ GRUB_MODULES = (
 )  # fmt: skip
 
 
-class RecipeError(Exception):
+class RecipeError(WorldError):
     """An image could not be built; the message holds the last lines of the tool that failed."""
 
 

@@ -1,0 +1,60 @@
+"""How commands print: for people, for scripts, and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    pass
+
+
+#: Exit codes: 1 for "no" (not running, unhealthy), 2 for a mistake in the call, 3 for what this machine refuses.
+NO, WRONG, REFUSED = 1, 2, 3
+
+
+#: A pipe has no width: what is cut there is lost.
+out = Console() if sys.stdout.isatty() else Console(width=200)
+
+
+err = Console(stderr=True)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+class progress:
+    """A line that changes, on a terminal; nothing in a pipe."""
+
+    def __init__(self, every: bool = False) -> None:
+        self._terminal = err.is_terminal
+        self._every = every
+        self._status = err.status("") if self._terminal else None
+        self._last = ""
+
+    def __enter__(self) -> Callable[[str], None]:
+        if self._status is not None:
+            self._status.start()
+        return self._say
+
+    def _say(self, text: str) -> None:
+        if self._status is not None:
+            from rich.markup import escape
+
+            self._status.update(escape(text))
+        elif self._every and text != self._last:
+            print(f"  {text}", flush=True)
+        self._last = text
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
