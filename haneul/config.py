@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from haneul.errors import SettingsError
+from haneul.model.region import has_form
 
 SYSTEM_DATA = Path("/var/lib/haneul")
 
@@ -61,6 +62,9 @@ class Settings:
     uplink: Literal["none", "nat"] = _setting("none", "`nat` lets guests reach beyond this machine")
     account: str = _setting("000000000000", "the account of the keys that the first start makes")
     region: str = _setting("us-east-1", "the region that `haneul env` names")
+    more_regions: str = _setting(
+        "", "names of further regions, with commas: each is a name space of its own beside AWS's"
+    )
     database: str = _setting("", "database URL: `postgresql://…` (default: SQLite in DATA)")
     durable: Literal["auto", "yes", "no"] = _setting(
         "auto", "what was answered survives a power cut (`auto`: yes, but for fake drivers)"
@@ -74,6 +78,7 @@ class Settings:
     vcpu_overcommit: int = _setting(16, "vCPUs that may be promised for each of the server's")
     memory_reserve_mib: int = _setting(1024, "memory of the server that instances never get")
     memory_overhead_mib: int = _setting(160, "memory that one instance costs beyond its own")
+    quota_accounts: int = _setting(1000, "accounts that clients of the open door may make up")
     quota_instances: int = _setting(20000, "instances of one account in one region")
     quota_vcpus: int = _setting(100000, "vCPUs of one account's running instances in one region")
     quota_key_pairs: int = _setting(5000, "key pairs of one account in one region")
@@ -96,6 +101,10 @@ class Settings:
     @property
     def image_directory(self) -> Path:
         return self.images if self.images is not None else self.data / "images"
+
+    @property
+    def extra_regions(self) -> frozenset[str]:
+        return frozenset(name.strip() for name in self.more_regions.split(",") if name.strip())
 
     @property
     def database_url(self) -> str:
@@ -200,6 +209,9 @@ def _checked(settings: Settings) -> Settings:
         value = getattr(settings, one.name)
         if one.name != "port" and type(value) is int and value < _LEAST.get(one.name, 1):
             raise SettingsError(f"{one.name} = {value} is too small: at least {_LEAST.get(one.name, 1)}")
+    for name in sorted(settings.extra_regions | {settings.region}):
+        if not has_form(name):
+            raise SettingsError(f"{name!r} is not a region's name (like eu-west-1)")
     if len(settings.account) != 12 or not settings.account.isdigit():
         raise SettingsError(f"account = {settings.account!r} is not twelve digits")
     if settings.auth == "open" and settings.host not in ("127.0.0.1", "::1", "localhost"):

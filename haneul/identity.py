@@ -7,10 +7,12 @@ names of interfaces derive from it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import functools
 import hashlib
 import ipaddress
+import os
 import secrets
 import subprocess
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
+from haneul.errors import SettingsError
 from haneul.linux import files
 from haneul.model.ids import new_access_key
 
@@ -123,8 +126,12 @@ def load(data: Path) -> Identity | None:
     return Identity(data / "identity", int(slot.read_text())) if slot.exists() else None
 
 
-def ensure(data: Path) -> Identity:
-    """Make what is missing. The slot is written last: with it the identity is whole."""
+def ensure(data: Path, *, real: bool = False) -> Identity:
+    """Make what is missing. The slot is written last: with it the identity is whole.
+
+    `real`: its drivers make things on this server, which two haneuls with one slot would both claim. Raises `SettingsError` if
+    another one has this one's slot.
+    """
     directory = data / "identity"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     makers = {
@@ -137,9 +144,15 @@ def ensure(data: Path) -> Identity:
         if not (directory / name).exists():
             make(directory / name)
     if not (directory / "slot").exists():
-        write_secret(directory / "slot", str(_choose_slot(data)).encode())
+        write_secret(directory / "slot", str(_choose_slot(data, real)).encode())
     identity = load(data)
     assert identity is not None
+    if real and not _take_slot(data, identity.slot):
+        other = os.readlink(SLOTS / str(identity.slot))
+        raise SettingsError(
+            f"the haneul of {other} has the same slot ({identity.slot}) as {data}: addresses, uids and interfaces of both would be "
+            f"the same. End one of them: `HANEUL_DATA={other} haneul down --purge`, or back up and restore this one, which gives it another"
+        )
     return identity
 
 
@@ -181,17 +194,53 @@ def _routed() -> str:
         return ""
 
 
-def _choose_slot(data: Path) -> int:
-    """By the data directory's path, so that it is the same after a purge."""
-    return free_slot(hashlib.sha256(str(data.absolute()).encode()).digest()[0])
+#: Who has which slot on this server since it has booted: a link to the data directory for each.
+SLOTS = Path("/run/haneul-slots")
 
 
-def free_slot(first: int) -> int:
-    """The first slot from `first` on whose pool nothing on this machine has a route to."""
+def _choose_slot(data: Path, real: bool) -> int:
+    """By the data directory's path, so that it is mostly the same after a purge; the next one if that is taken."""
+    first = hashlib.sha256(str(data.absolute()).encode()).digest()[0]
+    return free_slot(first, data) if real else free_slot(first)
+
+
+def free_slot(first: int, data: Path | None = None) -> int:
+    """The first slot from `first` on whose pool nothing on this machine has a route to; taken for `data`, if that is given."""
     routes = _routed()
     pools = [str(one) for one in PUBLIC_RANGE.subnets(new_prefix=POOL_PREFIX)]
     for step in range(256):
         slot = (first + step) % 256
-        if pools[slot] not in routes:
+        if pools[slot] not in routes and (data is None or _take_slot(data, slot)):
             return slot
+    if data is not None:
+        raise SettingsError(
+            "all 256 slots of this server are taken by other haneuls: `haneul down --purge` some of them"
+        )
     return first
+
+
+def _take_slot(data: Path, slot: int) -> bool:
+    """Whether the data directory has the slot now. One whose data directory is gone is free."""
+    mine, entry = str(data.absolute()), SLOTS / str(slot)
+    SLOTS.mkdir(mode=0o755, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        entry.symlink_to(mine)
+        return True
+    other = os.readlink(entry)
+    if other == mine:
+        return True
+    if os.path.lexists(other):
+        return False
+    made = SLOTS / f".{slot}.{os.getpid()}"
+    made.unlink(missing_ok=True)
+    made.symlink_to(mine)
+    made.replace(entry)
+    return os.readlink(entry) == mine
+
+
+def release_slot(data: Path, slot: int) -> None:
+    """The data directory is purged."""
+    with contextlib.suppress(OSError):
+        if os.readlink(SLOTS / str(slot)) == str(data.absolute()):
+            (SLOTS / str(slot)).unlink()
+        SLOTS.rmdir()  # if it was the last one

@@ -158,6 +158,7 @@ class Api:
     watcher: Watcher = field(default_factory=Nobody)
     recorder: Recorder = field(default=lambda record: None)
     audited: Literal["off", "writes", "all"] = "off"
+    more_regions: frozenset[str] = frozenset()
     readers: Workers = field(default_factory=lambda: Workers("reads", READERS))
     writers: Workers = field(default_factory=lambda: Workers("writes", WRITERS))
     askers: Workers = field(default_factory=lambda: Workers("asks", ASKERS))
@@ -252,7 +253,7 @@ async def authenticate(call: Call) -> None:
     now = dt.datetime.fromtimestamp(call.app.clock(), dt.UTC)
     signature.verify(signed, scope, key.secret if key else None, now)
     assert key is not None
-    call.caller = Caller(key.account, _region(scope.region), scope.access_key)
+    call.caller = Caller(key.account, _region(call.app, scope.region), scope.access_key)
 
 
 async def _find_key(app: Api, access_key: str) -> Key | None:
@@ -268,12 +269,15 @@ def _anyone(app: Api, scope: signature.Scope | None, known: Key | None) -> Calle
         return Caller(app.account, app.region, "")
     key = scope.access_key
     account = known.account if known else (key if re.fullmatch("[0-9]{12}", key) else app.account)
-    return Caller(account, _region(scope.region), key)
+    return Caller(account, _region(app, scope.region), key)
 
 
-def _region(name: str) -> str:
-    if not is_region(name):
-        raise CloudError("AuthFailure", f"The credential scope names '{name}', which is not a region's name.")
+def _region(app: Api, name: str) -> str:
+    if not is_region(name, app.more_regions):
+        raise CloudError(
+            "AuthFailure",
+            f"The credential scope names '{name[:64]}', which is not a region of AWS's (the setting `more_regions` adds others).",
+        )
     return name
 
 

@@ -33,6 +33,11 @@ _MAX_DEPTH = 24
 #: Enumerations that haneul does not take from the model: its own families are instance types too, and an
 #: unknown type has an error of its own.
 _OPEN_ENUMS = frozenset({"InstanceType", "AccountAttributeName"})
+#: Spellings that EC2 takes beside those of the model.
+_SPELLINGS = {
+    ("SpotAllocationStrategy", "lowestPrice"): "lowest-price",
+    ("FleetOnDemandAllocationStrategy", "lowestPrice"): "lowest-price",
+}
 _PARAMETERS_OF_EVERY_CALL = frozenset(
     {"Action", "Version", "SignatureVersion", "SignatureMethod", "Timestamp", "AWSAccessKeyId"}
 )
@@ -113,6 +118,8 @@ class _Parser:
                     continue
                 raise CloudError("UnknownParameter", f"The parameter {place[:200]} is not recognized")
             name, member = members[wire]
+            if value == "" and _means_nothing(shape, name, member):
+                continue
             result[name] = self.value(member, value, place)
         for required in shape.required_members:
             if required not in result:
@@ -147,6 +154,35 @@ class _Parser:
             raise CloudError("UnknownParameter", f"The parameter {path}.{wrong[:80]} is not recognized") from None
         member = shape.member
         return [self.value(member, node[index], f"{path}.{index}") for _, index in items]
+
+
+#: Members whose empty text is a value: a tag's, an attribute's, a description that is taken away.
+_MAY_BE_EMPTY = frozenset({"Value", "Description", "VersionDescription", "UserData"})
+
+
+def _means_nothing(shape: StructureShape, name: str, member: Shape) -> bool:
+    """Whether an empty text for the member is the same as none: clients send it for what their user has left out, and EC2 takes it so."""
+    return member.type_name == "string" and name not in shape.required_members and name not in _MAY_BE_EMPTY
+
+
+#: (operation, its required member) -> what EC2 says of a request without it, where that is not MissingParameter with its name.
+_NONE_GIVEN = {
+    **{
+        (name, "InstanceIds"): ("InvalidParameterCombination", "No instances specified")
+        for name in ("TerminateInstances", "StopInstances", "StartInstances", "RebootInstances")
+    },
+    **{
+        (name, "Resources"): ("MissingParameter", "The request must contain the parameter resourceIdSet")
+        for name in ("CreateTags", "DeleteTags")
+    },
+}
+
+
+def _check_given(operation: OperationModel, tree: Tree) -> None:
+    for member in operation.input_shape.required_members:
+        said = _NONE_GIVEN.get((operation.name, member))
+        if said and _wire_name("ec2", member, operation.input_shape.members[member]) not in tree:
+            raise CloudError(*said)
 
 
 _INDEX = re.compile(r"[0-9]{1,9}\Z")
@@ -184,6 +220,7 @@ def _scalar(shape: Shape, text: str, path: str) -> Any:
 
 
 def _string(shape: Shape, text: str, path: str) -> str:
+    text = _SPELLINGS.get((shape.name, text), text)
     allowed = getattr(shape, "enum", None)
     if allowed and shape.name not in _OPEN_ENUMS and text not in allowed:
         raise invalid(text[:100], path)
@@ -221,6 +258,7 @@ def parse(service: str, operation: OperationModel, parameters: Parameters) -> di
     shape = operation.input_shape
     if shape is None:
         return {}
+    _check_given(operation, tree)
     return _Parser(service).structure(shape, tree, "")
 
 

@@ -252,6 +252,7 @@ async def _put_together(
         metrics,
         audit.write,
         settings.audit,
+        settings.extra_regions,
     )
     stack.callback(api.close)
     await agent.introduce()

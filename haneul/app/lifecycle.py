@@ -45,7 +45,7 @@ class Lifecycle(Commands):
         lock = daemon.be_the_only_one(settings.data)
         daemon.log_to_file(settings.data, settings.log_format, REQUEST.get)
         backups.finish_restore(settings)
-        who = identity.ensure(settings.data)
+        who = identity.ensure(settings.data, real=settings.drivers != "fake")
         process.tune()
         with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._serve(settings, who, ready_fd, accept_store))
@@ -132,6 +132,7 @@ class Lifecycle(Commands):
             asyncio.run(self._end_machines(real_parts(settings, who, lambda: None), settings, purge))
         if purge:
             removal.remove_all(settings.data)
+            identity.release_slot(settings.data, who.slot)
         return was_running
 
     def backup(
@@ -207,7 +208,7 @@ class Lifecycle(Commands):
 
         self._prepare(settings)
         with backups.alone(settings.data, "it makes its templates itself"):
-            identity.ensure(settings.data)
+            identity.ensure(settings.data, real=True)
             templates = self._offline_templates(settings)
             templates.say = say
             try:

@@ -27,6 +27,7 @@ from haneul.errors import SettingsError
 from haneul.identity import Identity
 from haneul.store import dump, migrations, tables
 from haneul.store.database import with_driver
+from haneul.store.ownership import Binding
 
 Say = Callable[[str], None]
 DATABASE = "haneul.db"
@@ -73,7 +74,7 @@ def _prepare(settings: Settings, server: Server, path: Path, options: Options, s
     _may_replace(settings, options)
     manifest = _unpack(settings, path, options, say)
     staged = data / swap.PREPARING / swap.NEW
-    slot, told = _slot(data, staged, settings.public_pool == "auto")
+    slot, told = _slot(settings, staged)
     _fit_volumes(settings, server, manifest, staged, slot)
     before = f"before-restore-{time.strftime('%Y%m%dT%H%M%S')}"
     while (data / before).exists():
@@ -88,6 +89,7 @@ def _prepare(settings: Settings, server: Server, path: Path, options: Options, s
         _check_slot(data, server, slot)
         changes = _compare(connection, settings, server, manifest, options)
         _apply(connection, changes, slot)
+        identity.write_secret(staged / "identity" / "server", _bind(connection).text().encode())
         plan = _plan(data, staged, before, changes, token)
         (data / swap.PREPARING / swap.PLAN).write_text(plan.text())
         (data / swap.PREPARING / STORE).unlink()
@@ -220,8 +222,9 @@ class Slots:
         return Identity(Path(), self.now).first_uid
 
 
-def _slot(data: Path, staged: Path, moves: bool) -> tuple[Slots, list[str]]:
+def _slot(settings: Settings, staged: Path) -> tuple[Slots, list[str]]:
     """The backup's slot, unless another haneul of this server has it; then another one."""
+    data, moves = settings.data, settings.public_pool == "auto"
     try:
         was = int((staged / "identity" / "slot").read_text())
     except ValueError:
@@ -229,7 +232,11 @@ def _slot(data: Path, staged: Path, moves: bool) -> tuple[Slots, list[str]]:
     if not 0 <= was <= 255:
         raise Damaged("its slot is no number from 0 to 255")
     mine = identity.load(data)
-    now = was if mine is not None and mine.slot == was else identity.free_slot(was)
+    now = (
+        was
+        if mine is not None and mine.slot == was
+        else identity.free_slot(was, data if settings.drivers != "fake" else None)
+    )
     leaves = mine is not None and mine.slot != now
     if now == was:
         return Slots(was, was, False, leaves), []
@@ -414,6 +421,17 @@ def _plan(data: Path, staged: Path, before: str, changes: Changes, token: str) -
         return swap.Plan(before, changes.out, into, changes.remember, token)
     # The old database's log must not be applied to the new one: it goes where the old one goes.
     return swap.Plan(before, [*_SIDE_FILES, *changes.out], [*into, DATABASE], changes.remember)
+
+
+def _bind(connection: Connection) -> Binding:
+    """The restored store and this data directory know each other; nobody acts for its server yet."""
+    table = tables.servers
+    token = connection.execute(sa.select(tables.store_identity.c.token)).scalar_one()
+    servers = connection.execute(sa.select(table.c.id).order_by(table.c.id)).scalars().all()
+    bound = Binding(token, servers[0] if servers else f"srv-0{secrets.token_hex(8)}", secrets.token_hex(16))
+    mine = sa.update(table).where(table.c.id == bound.server)
+    connection.execute(mine.values(token=bound.token, holder="", epoch=table.c.epoch + 1))
+    return bound
 
 
 def _some(names: list[str]) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -44,30 +45,38 @@ def held(path: Path) -> bool:
 
 def holders(path: Path) -> list[int]:
     """The pids of all processes that have the lock file open, but not ours."""
-    try:
-        wanted = path.stat()
-    except FileNotFoundError:
-        return []
-    return [pid for pid in _pids() if pid != os.getpid() and _has_open(pid, wanted)]
+    return all_holders([path]).get(path, [])
+
+
+def all_holders(paths: Sequence[Path]) -> dict[Path, list[int]]:
+    """The pids of all processes that have one of the lock files open, but not ours: one look through /proc for all of them."""
+    wanted: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            wanted[status.st_dev, status.st_ino] = path
+    found: dict[Path, list[int]] = {}
+    for pid in _pids() if wanted else ():
+        if pid != os.getpid():
+            for place in _open_files(pid) & wanted.keys():
+                found.setdefault(wanted[place], []).append(pid)
+    return found
+
+
+def _open_files(pid: int) -> set[tuple[int, int]]:
+    """(device, inode) of every file that a process has open."""
+    found: set[tuple[int, int]] = set()
+    directory = f"/proc/{pid}/fd"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            with contextlib.suppress(OSError):
+                status = os.stat(f"{directory}/{name}")
+                found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def _has_open(pid: int, wanted: os.stat_result) -> bool:
-    directory = f"/proc/{pid}/fd"
-    try:
-        for name in os.listdir(directory):
-            try:
-                found = os.stat(f"{directory}/{name}")
-            except OSError:
-                continue
-            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
-                return True
-    except OSError:
-        pass
-    return False
 
 
 def _runs_as(pid: int, uid: int) -> bool:

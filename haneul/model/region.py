@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cache
 
 from haneul.model.aws import session
 
-_REGION = re.compile(r"[a-z]{2}(?:-[a-z]+)+-\d\Z")
+_REGION = re.compile(r"[a-z]{2,4}(?:-[a-z]+)+-\d{1,2}\Z")
 ZONE_LETTERS = "abc"
 _DIRECTIONS = {
     "north": "n",
@@ -28,8 +29,31 @@ def regions() -> tuple[str, ...]:
     return tuple(sorted(session().get_available_regions("ec2")))
 
 
-def is_region(name: str) -> bool:
+#: Regions that an account has to opt in to (AWS Account Management, "Enable or disable AWS Regions").
+OPT_IN = frozenset(
+    {
+        "af-south-1", "ap-east-1", "ap-east-2", "ap-south-2", "ap-southeast-3", "ap-southeast-4", "ap-southeast-5", "ap-southeast-6",
+        "ap-southeast-7", "ca-west-1", "eu-central-2", "eu-south-1", "eu-south-2", "il-central-1", "me-central-1", "me-south-1",
+        "mx-central-1",
+    }
+)  # fmt: skip
+
+
+@cache
+def known_regions() -> frozenset[str]:
+    """Those of every partition: China's, the government's, the isolated ones."""
+    partitions = session().get_available_partitions()
+    return frozenset(name for one in partitions for name in session().get_available_regions("ec2", one))
+
+
+def has_form(name: str) -> bool:
+    """Whether a text could be a region's name."""
     return _REGION.match(name) is not None
+
+
+def is_region(name: str, more: Collection[str] = ()) -> bool:
+    """Whether AWS has the region, or `more` names it: what anybody may make up would be a cloud of its own, without end."""
+    return name in known_regions() or name in more
 
 
 def zones(region: str) -> tuple[str, ...]:
@@ -39,6 +63,7 @@ def zones(region: str) -> tuple[str, ...]:
 def zone_id(zone: str) -> str:
     """`us-east-1a` -> `use1-az1`, the form of AWS's zone ids (here letter and number agree for all)."""
     place, direction, number = zone[:-1].rsplit("-", 2)
+    place = place.replace("us-gov", "usg").replace("us-iso", "usi") if place in ("us-gov", "us-iso") else place
     return f"{place.replace('-', '')}{_DIRECTIONS.get(direction, direction)}{number}-az{ord(zone[-1]) - 96}"
 
 

@@ -206,8 +206,8 @@ class Control:
                 # Its volumes are attached from now on, and no longer attaching (or were never).
                 tx.execute(_touch_volumes(), {"instance": row["id"]})
             said = self._say_how(tx, row, report, machine)
-            return self._follow(tx, {**row, **values}) or said
-        return self._follow(tx, {**row, **values})
+            return self._follow(tx, row, {**row, **values}) or said
+        return self._follow(tx, row, {**row, **values})
 
     def _note_change(self, tx: Transaction, before: Row, seen: Row, changed: bool) -> None:
         """Remember a change of the instance's state, to be told when it is committed."""
@@ -275,8 +275,8 @@ class Control:
             tx.insert(tables.tags, resource_id=row["id"], key=VIRTUALIZATION_TAG, value=value, **scope)
         return True
 
-    def _follow(self, tx: Transaction, row: Row) -> bool:
-        """What the control plane does once a machine is as it is."""
+    def _follow(self, tx: Transaction, before: Row, row: Row) -> bool:
+        """What the control plane does once a machine is as it is; `before` is the row as it was until this report."""
         observed = observed_of(row)
         assert observed is not None
         if ended_by_itself(desired(row), observed):
@@ -284,7 +284,7 @@ class Control:
                 # One more boot, as if its user had ordered a reboot: it keeps its place and its addresses.
                 tx.update(tables.instances, row["id"], boot_count=row["boot_count"] + 1)
                 return True
-            self._ended(tx, row, observed)
+            self._ended(tx, before, row, observed)
             return True
         if row["power"] == "stopped" and observed.power in ("off", "absent"):
             return self._settle_stopped(tx, row)
@@ -293,7 +293,7 @@ class Control:
             return True
         return False
 
-    def _ended(self, tx: Transaction, row: Row, observed: Observed) -> None:
+    def _ended(self, tx: Transaction, before: Row, row: Row, observed: Observed) -> None:
         """The guest powered off, crashed or never began: write down why and what it is from now on."""
         reason: Reason = why_ended(observed, gmt(self._clock()))
         values: dict[str, Any] = {
@@ -302,7 +302,10 @@ class Control:
             "transition_reason": reason.transition,
         }
         by_guest = observed.cause == "guest-shutdown"
-        first_launch_failed = observed.cause == "launch-failed" and row["boot_count"] == 1
+        # One that has been on has disks that are worth something, even if they cannot be found now.
+        first_launch_failed = (
+            observed.cause == "launch-failed" and row["boot_count"] == 1 and not before["observed_boot_count"]
+        )
         if first_launch_failed or (by_guest and row["shutdown_behavior"] == "terminate"):
             tx.update(tables.instances, row["id"], power="terminated", ended=self._clock(), **values)
             return

@@ -190,11 +190,15 @@ def _decode_token(ctx: Context, token: str) -> str:
     raise CloudError("InvalidNextToken", f"The token '{token[:80]}' is not valid")
 
 
+#: Parameters of ids as EC2's own texts name them.
+_WIRE_SETS = {"InstanceIds": "instancesSet", "VolumeIds": "volumeSet", "GroupIds": "securityGroupIdSet"}
+
+
 def _page_size(params: Input, ids: str, least: int) -> int | None:
     """MaxResults, checked. `ids` names the parameter that does not go together with it."""
     most = params.get("MaxResults")
     if ids and params.get(ids) and (most is not None or params.get("NextToken")):
-        raise combination(f"The parameter {ids} cannot be used with the parameter maxResults")
+        raise combination(f"The parameter {_WIRE_SETS.get(ids, ids)} cannot be used with the parameter maxResults")
     if most is None:
         return MAX_PAGE if params.get("NextToken") else None
     for wrong, bound in (
@@ -274,6 +278,8 @@ class Listing:
     related: Mapping[str, Related] = field(default_factory=dict)
     light: tuple[str, ...] = ()
     kept: bool = True
+    #: What a malformed id is called, where EC2 spells it in another way than `code`.
+    malformed: str = ""
     check: Callable[[Sequence[str]], None] | None = None
     unknown: Callable[[Sequence[str]], CloudError] | None = None
     least: int = 5
@@ -504,7 +510,7 @@ def _check_form(listing: Listing, ids: Sequence[str]) -> None:
     if listing.check is not None:
         listing.check(ids)
     else:
-        check_ids(listing.prefix, listing.code, ids)
+        check_ids(listing.prefix, listing.malformed or listing.code, ids)
 
 
 def _refuse_unknown(listing: Listing, wanted: Sequence[str], known: set[str]) -> None:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import sqlalchemy as sa
+
 from haneul.config import Settings
 from haneul.errors import CloudError
 from haneul.model.ids import NewId, new_id
@@ -41,6 +43,14 @@ _BY_ID = {
 }
 _FEW = 20
 
+#: Reads that look at the default VPC, so that it has to be there: others make nothing.
+_SHOWS_DEFAULTS = frozenset(
+    {
+        "DescribeAccountAttributes", "DescribeDhcpOptions", "DescribeInternetGateways", "DescribeNetworkAcls", "DescribeRouteTables",
+        "DescribeSecurityGroupRules", "DescribeSecurityGroups", "DescribeSubnets", "DescribeVpcAttribute", "DescribeVpcs",
+    }
+)  # fmt: skip
+
 
 @dataclass
 class Cloud:
@@ -59,7 +69,7 @@ class Cloud:
     def call(self, service: str, name: str, caller: Caller, params: Input) -> Output:
         """The operation's output. Raises `CloudError`."""
         operation = OPERATIONS.find(service, name)
-        if service == "ec2":
+        if service == "ec2" and (not is_read(name) or name in _SHOWS_DEFAULTS):
             self._ensure_scope(caller)
         if is_read(name):
             with self.store.read() as tx:
@@ -88,7 +98,7 @@ class Cloud:
 
     def is_quick(self, service: str, name: str, caller: Caller, params: Input) -> bool:
         """Whether the call is a look at a few rows by their ids, which waits for nobody and takes well under 1 ms."""
-        if service != "ec2" or not self.store.reads_at_once or (caller.account, caller.region) not in self._scopes:
+        if service != "ec2" or not self.store.reads_at_once:
             return False
         ids = params.get(_BY_ID.get(name, ""))
         return ids is not None and len(params) == 1 and 0 < len(ids) <= _FEW
@@ -120,18 +130,30 @@ class Cloud:
         )
         return result
 
+    def _check_accounts(self, tx: Transaction, account: str) -> None:
+        """On the open door accounts are made up by who calls: there is an end to them."""
+        if self.settings.auth != "open" or tx.get(tables.accounts, account) is not None:
+            return
+        known = tx.execute(sa.select(tables.vpcs.c.account).distinct()).scalars().all()
+        if account not in known and len(known) >= self.settings.quota_accounts:
+            raise CloudError(
+                "RequestLimitExceeded",
+                f"There are {len(known)} accounts already, which is the most (setting quota_accounts).",
+            )
+
     def forget(self, account: str) -> None:
         """The account is gone: should it come again, it begins anew."""
         with self._scopes_lock:
             self._scopes = {scope for scope in self._scopes if scope[0] != account}
 
     def _ensure_scope(self, caller: Caller) -> None:
-        """Every account has a default VPC in every region from its first call there on."""
+        """Every account has a default VPC in every region from the first write there on, or the first look at it."""
         scope = (caller.account, caller.region)
         if scope in self._scopes:
             return
         with self._scopes_lock, self.store.write() as tx:
             self._still_known(tx, caller)
+            self._check_accounts(tx, caller.account)
             defaults.ensure(tx, *scope, self.clock(), self.make_id)
         with self._scopes_lock:
             self._scopes = self._scopes | {scope}

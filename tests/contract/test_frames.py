@@ -167,7 +167,7 @@ def test_who_took_a_qemu_over_gives_its_port_anothers_mac_in_vain(any_world: Wor
             assert not (came := _unasked(found)), came
     _become(found.a.descriptor, found.b.mac)
     os.close(found.b.descriptor)
-    found.b.descriptor = asyncio.run(found.networks.open_tap(world.VPC, world.nic(world.B)))
+    found.b.descriptor = asyncio.run(found.networks.open_tap(world.nic(world.B)))
     found.settle()
     assert _ports_of_macs(found) == before, "also after B was off and on again"
     assert not any(b"SECRET" in frame for frame in found.a.heard)

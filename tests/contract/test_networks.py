@@ -65,11 +65,11 @@ def test_apply_may_be_repeated_and_found_again(make: Make) -> None:
     async def run() -> None:
         driver = make()
         assert await driver.observe() == frozenset()
-        await driver.apply(NETWORK)
-        await driver.apply(NETWORK)
+        await driver.apply(NETWORK, 1)
+        await driver.apply(NETWORK, 1)
         after_a_crash = make()
         assert await after_a_crash.observe() == {NETWORK.vpc_id}
-        await after_a_crash.apply(NETWORK)
+        await after_a_crash.apply(NETWORK, 1)
 
     asyncio.run(run())
 
@@ -77,21 +77,21 @@ def test_apply_may_be_repeated_and_found_again(make: Make) -> None:
 def test_a_tap_can_be_opened_again_and_again(make: Make) -> None:
     async def run() -> None:
         driver = make()
+        await driver.apply(NETWORK, 1)
         for _ in range(3):
-            os.close(await driver.open_tap(NETWORK, NIC))
+            os.close(await driver.open_tap(NIC))
 
-    asyncio.run(make().apply(NETWORK))
     asyncio.run(run())
 
 
 def test_absent_leaves_nothing(make: Make) -> None:
     async def run() -> None:
         driver = make()
-        await driver.apply(NETWORK)
+        await driver.apply(NETWORK, 1)
         for _ in range(2):
             await driver.ensure_absent(NETWORK.vpc_id)
             assert await driver.observe() == frozenset()
-        await driver.apply(NETWORK)
+        await driver.apply(NETWORK, 1)
         assert await driver.observe() == {NETWORK.vpc_id}
 
     asyncio.run(run())
@@ -103,11 +103,11 @@ def test_a_change_is_loaded_by_difference(make: Make) -> None:
 
     async def run() -> None:
         driver = make()
-        await driver.apply(NETWORK)
-        await driver.apply(replace(NETWORK, groups=(more,)))
+        await driver.apply(NETWORK, 1)
+        await driver.apply(replace(NETWORK, groups=(more,)), 2)
         if isinstance(driver, BridgeNetworks):
             assert "ip saddr 10.0.0.0/8 udp dport 53-54 accept" in _inside(NETWORK.vpc_id, "nft", "list", "ruleset")
-        await driver.apply(replace(NETWORK, interfaces=(), groups=()))
+        await driver.apply(replace(NETWORK, interfaces=(), groups=()), 3)
         if isinstance(driver, BridgeNetworks):
             loaded = _inside(NETWORK.vpc_id, "nft", "list", "ruleset")
             assert "172.31.0.10" not in loaded and "bbbb" not in loaded
@@ -118,11 +118,11 @@ def test_a_change_is_loaded_by_difference(make: Make) -> None:
 def test_what_was_changed_behind_its_back_is_mended_after_a_restart(make: Make) -> None:
     async def run() -> None:
         driver = make()
-        await driver.apply(NETWORK)
+        await driver.apply(NETWORK, 1)
         if isinstance(driver, BridgeNetworks):
             _inside(NETWORK.vpc_id, "nft", "flush", "ruleset")
         again = make()
-        await again.apply(NETWORK)
+        await again.apply(NETWORK, 1)
         if isinstance(driver, BridgeNetworks):
             assert "tcp dport 22 accept" in _inside(NETWORK.vpc_id, "nft", "list", "ruleset")
 

@@ -208,7 +208,8 @@ async def _ports(networks: BridgeNetworks, vpc: NetworkSpec) -> list[Port]:
     gateways = {one.subnet_id: one.gateway for one in vpc.subnets}
     out = []
     for one in vpc.interfaces:
-        descriptor = await networks.open_tap(vpc, nic(one, vpc))
+        await networks.apply(vpc, 1)
+        descriptor = await networks.open_tap(nic(one, vpc))
         gateway = gateways[one.subnet_id]
         name = one.interface_id[-1].upper()
         out.append(Port(name, descriptor, one.mac, one.address, gateway, gateway_mac(gateway), one.public))

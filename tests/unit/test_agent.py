@@ -9,7 +9,7 @@ from typing import Any
 
 from haneul.agent import agent as agent_module
 from haneul.agent.agent import Agent, Drivers
-from haneul.model.assignment import Assignment, MachineReport, MachineSpec, Report
+from haneul.model.assignment import Assignment, Holding, MachineReport, MachineSpec, Report
 
 SPEC = MachineSpec("i-0", "running", 1, False, 60, 1, 128, "tiny", "t3.nano", "hvm", "u", (), ())
 
@@ -61,7 +61,7 @@ class Rest:
     async def observe(self) -> frozenset[str]:
         return self.disks
 
-    async def apply(self, _: object) -> None: ...
+    async def apply(self, _: object, revision: int = 0) -> None: ...
 
     async def ensure_absent(self, one: str) -> None:
         self.removed.append(one)
@@ -90,8 +90,8 @@ class Told:
             {one.instance_id for one in self.reports[-1].machines if one.power == "running"} if self.reports else set()
         )
 
-    def want(self, *machines: MachineSpec) -> None:
-        self.given = replace(self.given, revision=self.given.revision + 1, machines=machines)
+    def want(self, *machines: MachineSpec, buried: tuple[Holding, ...] = ()) -> None:
+        self.given = replace(self.given, revision=self.given.revision + 1, machines=machines, tombstones=buried)
 
 
 def _specs(number: int) -> tuple[MachineSpec, ...]:
@@ -140,7 +140,7 @@ def test_one_that_nobody_wants_is_removed_when_its_start_is_over() -> None:
         own.may["i-0"] = asyncio.Event()
         await _until(lambda: own.working == ["i-0"])
         own.there["i-0"] = MachineReport("i-0", "starting")
-        told.want(replace(SPEC, instance_id="i-1"))
+        told.want(replace(SPEC, instance_id="i-1"), buried=(Holding("machine", "i-0"), Holding("volume", "vol-0")))
         agent.wake()
         await _until(lambda: told.running == {"i-1"})
         rest.disks = frozenset({"vol-0"})

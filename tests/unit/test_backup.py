@@ -97,12 +97,19 @@ def test_rows_of_every_released_schema_are_written_and_loaded(tmp_path: Path, sq
     first = io.BytesIO()
     with old.connect() as was, new.connect() as now:
         assert dump.write(was, first) == dump.write(now, second)
+    assert _identity(old) != _identity(new), "a copy is a store of its own"
     assert _sorted(first) == _sorted(second)
+
+
+def _identity(engine: sa.Engine) -> str:
+    with engine.connect() as connection:
+        return str(connection.execute(sa.select(tables.store_identity.c.token)).scalar_one())
 
 
 def _sorted(rows: io.BytesIO) -> list[str]:
     """A migrated table has its columns in another order."""
-    return [json.dumps(json.loads(line), sort_keys=True) for line in rows.getvalue().splitlines()]
+    found = (json.loads(line) for line in rows.getvalue().splitlines())
+    return [json.dumps(row, sort_keys=True) for row in found if row[0] != "store_identity"]
 
 
 def test_zeros_become_holes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import stat
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from haneul.drivers.machines.engine import Boot, Engine, Resume
 from haneul.drivers.machines.folder import Places, cold, take_back_cold
 from haneul.drivers.machines.qemu import resume as warm
 from haneul.drivers.run import run
-from haneul.linux import files, locks
+from haneul.linux import boot, files, locks
 from haneul.model.assignment import MachineReport, MachineSpec
 from haneul.model.generation import ABILITIES, parse
 
@@ -40,6 +40,9 @@ START_TIMEOUT = 20.0
 PRESS_AGAIN = 2.0
 REBOOT_SECONDS = 60
 CONSOLE_BYTES = 65536
+EVENTS_BYTES = 16384
+#: Machines that are looked at before others have their turn on the event loop.
+LOOKS_AT_ONCE = 50
 #: A server that has ended a machine is down itself after so long (systemd's own limit for a service is 90 s).
 SHUTDOWN_SECONDS = 120.0
 #: Free space of the volumes' disk (bytes) with which a paused machine goes on.
@@ -74,22 +77,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     # Whether a disk was booted before, and by which boot: a power cut must not make that unknown.
     files.replace(path, json.dumps(value).encode(), durable=True)
-
-
-def server_boot() -> str:
-    """Which boot of the physical server this is (proc(5), random/boot_id)."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def server_goes_down() -> bool:
-    """Whether the physical server is shutting down or rebooting (systemctl(1), is-system-running)."""
-    try:
-        said = subprocess.run(
-            ["systemctl", "is-system-running"], capture_output=True, text=True, timeout=2, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return said.stdout.strip() == "stopping"
 
 
 def _now() -> float:
@@ -147,6 +134,42 @@ def exit_code(events: str) -> int:
     return codes[-1] if codes and isinstance(codes[-1], int) else 0
 
 
+class _Reader:
+    """Files of machines as they were read last: most have not changed since, which lstat(2) tells."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[tuple[int, int, int], Any]] = {}
+
+    def json(self, machine: str, path: Path) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self._of(machine, path, _read_json)
+        return found
+
+    def paused(self, machine: str, path: Path) -> str:
+        """Why the machine is paused, by its events."""
+        return str(
+            self._of(machine, path, lambda file: why_paused(_tail(file, EVENTS_BYTES).decode(errors="replace"))) or ""
+        )
+
+    def _of(self, machine: str, path: Path, read: Callable[[Path], Any]) -> Any:
+        key = (machine, path.name)
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            self._known.pop(key, None)
+            return None
+        signature = (status.st_ino, status.st_mtime_ns, status.st_size)
+        known = self._known.get(key)
+        if known is None or known[0] != signature:
+            known = self._known[key] = (signature, read(path))
+        return known[1]
+
+    def keep(self, machines: Collection[str]) -> None:
+        """Forget what is of no machine any more."""
+        if len(self._known) > 4 * len(machines) + 100:
+            there = set(machines)
+            self._known = {key: value for key, value in self._known.items() if key[0] in there}
+
+
 class Machines:
     """`directory` has a folder for each machine; `volume_file` says where disks are; `engines` has one for each generation."""
 
@@ -157,8 +180,8 @@ class Machines:
         first_uid: int,
         engines: Mapping[str, Engine],
         changed: Callable[[], None],
-        boot_id: Callable[[], str] = server_boot,
-        going_down: Callable[[], bool] = server_goes_down,
+        boot_id: Callable[[], str] = boot.boot_id,
+        going_down: Callable[[], bool] = boot.goes_down,
     ) -> None:
         self._going_down = going_down
         self.directory = directory
@@ -169,6 +192,11 @@ class Machines:
         self._changed = changed
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._watched: set[str] = set()
+        self._unwatched: set[str] = set()
+        #: Machines that a signal has ended -> whether the server was going down then.
+        self._verdicts: dict[str, bool] = {}
+        self._undecided: set[str] = set()
+        self._read = _Reader()
         self._starting: set[str] = set()
         self._pace = pace.Pace()
         self.launches: Counter[str] = Counter()
@@ -183,9 +211,25 @@ class Machines:
     # --- observing --------------------------------------------------------------------------------------
 
     async def observe(self) -> dict[str, MachineReport]:
-        if not self.directory.is_dir():
-            return {}
-        return {path.name: self._look(path.name) for path in self.directory.iterdir()}
+        names = await asyncio.to_thread(self._names)
+        found: dict[str, MachineReport] = {}
+        for start in range(0, len(names), LOOKS_AT_ONCE):
+            found |= {name: self._look(name) for name in names[start : start + LOOKS_AT_ONCE]}
+            await asyncio.sleep(0)  # others have their turn between hundreds of machines
+        await self._watch_all()
+        if self._undecided:
+            down = await asyncio.to_thread(self._going_down)
+            self._verdicts |= dict.fromkeys(self._undecided, down)
+            found |= {name: self._look(name) for name in self._undecided if name in found}
+            self._undecided.clear()
+        self._read.keep(names)
+        return found
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
 
     def _look(self, instance_id: str) -> MachineReport:
         places = self.places(instance_id)
@@ -195,7 +239,7 @@ class Machines:
         child = self._children.get(instance_id)
         if child is not None and child.poll() is not None:
             del self._children[instance_id]
-        boot = _read_json(places.boot)
+        boot = self._read.json(instance_id, places.boot)
         if boot is None:
             return MachineReport(instance_id, "absent")
         count, accelerator = boot["boot_count"], boot["accelerator"]
@@ -204,7 +248,7 @@ class Machines:
             # haneul ended while the guest was not itself yet: that boot has not happened, whatever of it still runs.
             return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
         if locks.held(places.lock):
-            self._watch(instance_id, places)
+            self._watch(instance_id)
             if (not boot["begun"] and instance_id not in self._children) or "server_boot" not in boot:
                 # haneul ended between starting QEMU and hearing from it, or was an older one, which wrote less.
                 _write_json(places.boot, boot | {"begun": True, "server_boot": self._boot_id})
@@ -214,7 +258,7 @@ class Machines:
             if stopping is not None:
                 power = "stopping" if stopping.why == "stop" else "running"
                 phase = "shutting down" if stopping.why == "stop" else "rebooting"
-            paused = why_paused(self._events(places))
+            paused = self._read.paused(instance_id, places.events)
             if paused:
                 return MachineReport(
                     instance_id, power, count, detail=f"paused: {paused}", phase=f"paused: {paused}",
@@ -224,9 +268,12 @@ class Machines:
         if not boot["begun"] and not self._reason(places):
             # QEMU was never heard of (or haneul ended before it could start it): that boot has not happened.
             return MachineReport(instance_id, "off", count - 1, accelerator=accelerator)
-        if self._has_just_been_told_to_end(places) and self._going_down():
+        if self._has_just_been_told_to_end(places) and self._verdicts.get(instance_id, True):
             # An orderly shutdown of the server ends QEMU by a signal, and haneul is still there to see it. What becomes of
-            # the machine is decided when the server is back.
+            # the machine is decided when the server is back. Asking takes a process: `observe` does it, off the loop.
+            self._undecided.add(instance_id)
+            if instance_id not in self._verdicts:
+                self._changed()
             return MachineReport(instance_id, "stopping", count, phase="the server goes down", accelerator=accelerator)
         cause, detail = self._ending(places, boot)
         return MachineReport(instance_id, "off", count, cause, detail, "off", accelerator)
@@ -246,7 +293,7 @@ class Machines:
         return False
 
     def _events(self, places: Places) -> str:
-        return _tail(places.events, 16384).decode(errors="replace")
+        return _tail(places.events, EVENTS_BYTES).decode(errors="replace")
 
     def _ending(self, places: Places, boot: dict[str, Any]) -> tuple[str, str]:
         """(cause, detail) of a machine that is off."""
@@ -267,21 +314,39 @@ class Machines:
         said = _tail(places.errors, 600).decode(errors="replace").strip()
         return "crash", f"{program} ended without an orderly shutdown (killed or crashed). {said}".strip()
 
-    def _watch(self, instance_id: str, places: Places) -> None:
+    def _watch(self, instance_id: str) -> None:
         """Look again as soon as the machine ends, not at the next period."""
         if instance_id in self._watched:
             return
-        for pid in locks.holders(places.lock)[:1]:
-            with contextlib.suppress(OSError):
-                descriptor = os.pidfd_open(pid)
-                self._watched.add(instance_id)
-                loop = asyncio.get_running_loop()
-                loop.add_reader(descriptor, self._ended, loop, descriptor, instance_id)
+        started = self._children.get(instance_id)
+        if started is not None:
+            self._watch_process(instance_id, started.pid)
+        else:
+            self._unwatched.add(instance_id)
+
+    async def _watch_all(self) -> None:
+        """Watch those that this haneul has not started, by one look through /proc for all of them."""
+        wanted = {name: self.places(name).lock for name in self._unwatched - self._watched}
+        self._unwatched.clear()
+        if not wanted:
+            return
+        found = await asyncio.to_thread(locks.all_holders, list(wanted.values()))
+        for name, lock in wanted.items():
+            for pid in found.get(lock, [])[:1]:
+                self._watch_process(name, pid)
+
+    def _watch_process(self, instance_id: str, pid: int) -> None:
+        with contextlib.suppress(OSError):
+            descriptor = os.pidfd_open(pid)
+            self._watched.add(instance_id)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(descriptor, self._ended, loop, descriptor, instance_id)
 
     def _ended(self, loop: asyncio.AbstractEventLoop, descriptor: int, instance_id: str) -> None:
         loop.remove_reader(descriptor)
         os.close(descriptor)
         self._watched.discard(instance_id)
+        self._verdicts.pop(instance_id, None)
         self._changed()
 
     # --- running ----------------------------------------------------------------------------------------
@@ -400,11 +465,15 @@ class Machines:
 
     async def _end_earlier_lives(self, uid: int, disks: Iterable[Path]) -> None:
         """A process that let go of its machine's lock outlives a stop, and still has the disks open that it had."""
-        running = {self._uid(self.places(path.name)) for path in self.directory.iterdir() if locks.held(path / "lock")}
-        owners = {uid for uid in (file.stat().st_uid for file in disks) if uid in self._uids()}
+        owners = {uid for uid in (file.stat().st_uid for file in disks) if uid in self._uids()} - {uid}
+        # Nearly always there is none: a new volume is root's, and another's only after it was detached from there.
+        running = await asyncio.to_thread(self._uids_in_use) if owners else set()
         for owner in (owners - running) | {uid}:
             if not await locks.kill_user(owner):
                 raise DriverError("a process of an earlier boot cannot be killed")
+
+    def _uids_in_use(self) -> set[int | None]:
+        return {self._uid(self.places(path.name)) for path in self.directory.iterdir() if locks.held(path / "lock")}
 
     def _own_folder(self, places: Places) -> int:
         """The machine's folder, which has its uid."""
@@ -560,6 +629,7 @@ class Machines:
         await self._kill(places)
         self._take_back_volumes(places)
         self._look(instance_id)
+        self._verdicts.pop(instance_id, None)
         await _remove_tree(places.directory)
         return MachineReport(instance_id, "absent")
 

@@ -18,7 +18,7 @@ from haneul.services.describe import matching
 class _Nothing:
     """`ids` is the parameter that names resources by id, with the codes of its refusals; empty where there is none.
 
-    An empty `prefix` means ids of a form of their own.
+    An empty `prefix` means ids of a form of their own; `begins` is what they begin with, if that is known.
     """
 
     operation: str
@@ -27,6 +27,7 @@ class _Nothing:
     prefix: str = ""
     code: str = ""
     what: str = ""
+    begins: str = ""
 
 
 _LIST = (
@@ -43,7 +44,7 @@ _LIST = (
     ),
     _Nothing(
         "describe_spot_fleet_requests", "SpotFleetRequestConfigs", "SpotFleetRequestIds", "",
-        "InvalidSpotFleetRequestId", "spot fleet request ID",
+        "InvalidSpotFleetRequestId", "spot fleet request ID", "sfr",
     ),
     _Nothing("describe_spot_price_history", "SpotPriceHistory"),
     _Nothing("describe_hosts", "Hosts", "HostIds", "h", "InvalidHostID", "host ID"),
@@ -64,12 +65,14 @@ _LIST = (
     _Nothing("describe_nat_gateways", "NatGateways", "NatGatewayIds", "nat", "NatGateway", "NatGateway"),
     _Nothing(
         "describe_vpc_peering_connections", "VpcPeeringConnections", "VpcPeeringConnectionIds", "pcx",
-        "InvalidVpcPeeringConnectionID", "vpcPeeringConnection ID",
+        "InvalidVpcPeeringConnectionId", "vpcPeeringConnection ID",
     ),
     _Nothing("describe_vpn_gateways", "VpnGateways", "VpnGatewayIds", "vgw", "InvalidVpnGatewayID", "vpnGateway ID"),
     _Nothing("describe_vpc_endpoints", "VpcEndpoints", "VpcEndpointIds", "vpce", "InvalidVpcEndpointId", "VPC endpoint"),
     _Nothing("describe_elastic_gpus", "ElasticGpuSet"),
-    _Nothing("describe_volumes_modifications", "VolumesModifications", "VolumeIds", "vol", "InvalidVolumeID", "volume ID"),
+    _Nothing(
+        "describe_volumes_modifications", "VolumesModifications", "VolumeIds", "vol", "InvalidVolumeModification", "volume",
+    ),
 )  # fmt: skip
 
 
@@ -79,7 +82,7 @@ def _function(one: _Nothing):  # type: ignore[no-untyped-def]
         for name in params.get(one.ids, ()) if one.ids else ():
             # The one family whose codes have no dot.
             dot = "" if one.code == "NatGateway" else "."
-            if one.prefix and not is_id(one.prefix, name):
+            if (one.prefix and not is_id(one.prefix, name)) or (one.begins and not name.startswith(f"{one.begins}-")):
                 raise malformed(f"{one.code}{dot}Malformed", name[:80])
             raise not_found(f"{one.code}{dot}NotFound", one.what, [name[:80]])
         if one.operation == "describe_addresses" and params.get("PublicIps"):

@@ -93,6 +93,10 @@ def _nothing(image_id: str) -> Row:
         "id": image_id,
         "account": tables.EVERYONE,
         "name": image_id,
+        "description": "an image that only fake drivers launch",
+        "created": 0.0,
+        "public": True,
+        "available": True,
         "disk": "",
         "architecture": "x86_64",
         "root_device": "/dev/xvda",
@@ -118,8 +122,28 @@ def find(ctx: Context, image_id: str) -> tuple[Row, bool]:
     return other, True
 
 
-def not_found_image(image_id: str) -> CloudError:
-    return CloudError("InvalidAMIID.NotFound", f"The image id '[{image_id}]' does not exist")
+def not_found_image(*ids: str) -> CloudError:
+    text = (
+        f"The image id '[{ids[0]}]' does not exist"
+        if len(ids) == 1
+        else f"The image ids '[{', '.join(ids)}]' do not exist"
+    )
+    return CloudError("InvalidAMIID.NotFound", text)
+
+
+def _described(ctx: Context, rows: list[Row], wanted: list[str]) -> list[Row]:
+    """The images of these ids. What stands in for one that exists only at AWS is described under its id: it can be launched."""
+    for one in wanted:
+        if not is_id("ami", one):
+            raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{one}"')
+    known = {row["id"]: row for row in rows}
+    for one in wanted:
+        if one not in known and ctx.tx.get(tables.images, one) is None and (other := stand_in(ctx, one)) is not None:
+            known[one] = {**other, "id": one}
+    unknown = [one for one in wanted if one not in known]
+    if unknown:
+        raise not_found_image(*unknown)
+    return [known[one] for one in dict.fromkeys(wanted)]
 
 
 def boots_under(more: dict[str, Any], disk: str) -> tuple[Generation, ...]:
@@ -252,14 +276,8 @@ def _executable_by(ctx: Context, users: list[str]) -> Callable[[dict[str, Any]],
 @ec2
 def describe_images(ctx: Context, params: Input) -> Output:
     rows = visible(ctx, available=True)
-    wanted = params.get("ImageIds", ())
-    for one in wanted:
-        if not is_id("ami", one):
-            raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{one}"')
-        if one not in {row["id"] for row in rows}:
-            raise not_found_image(one)
-    if wanted:
-        rows = [row for row in rows if row["id"] in wanted]
+    if params.get("ImageIds"):
+        rows = _described(ctx, rows, params["ImageIds"])
     labels = tags.of(ctx, [row["id"] for row in rows])
     items = [_view(row, labels[row["id"]]) for row in rows]
     if params.get("Owners"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from haneul.errors import CloudError, invalid
-from haneul.model.region import is_region, regions, zone_id, zones
+from haneul.model.region import OPT_IN, is_region, regions, zone_id, zones
 from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import matching
 
@@ -12,11 +12,16 @@ from haneul.services.describe import matching
 def describe_regions(ctx: Context, params: Input) -> Output:
     wanted = params.get("RegionNames")
     for name in wanted or ():
-        if not is_region(name):
+        if not is_region(name, ctx.settings.extra_regions):
             raise invalid(name, "region", "It is not a region's name.")
     names = sorted(set(regions()) | {ctx.region}) if not wanted else sorted(set(wanted))
     items = [
-        {"RegionName": name, "Endpoint": f"ec2.{name}.amazonaws.com", "OptInStatus": "opt-in-not-required"}
+        {
+            "RegionName": name,
+            "Endpoint": f"ec2.{name}.amazonaws.com",
+            # Every region is open here: those that ask for it have been opted in to.
+            "OptInStatus": "opted-in" if name in OPT_IN else "opt-in-not-required",
+        }
         for name in names
     ]
     known = {"endpoint": "Endpoint", "region-name": "RegionName", "opt-in-status": "OptInStatus"}
@@ -46,7 +51,7 @@ def describe_availability_zones(ctx: Context, params: Input) -> Output:
             "ZoneType": "availability-zone",
             "GroupName": f"{ctx.region}-zg-1",
             "NetworkBorderGroup": ctx.region,
-            "OptInStatus": "opt-in-not-required",
+            "OptInStatus": "opted-in" if ctx.region in OPT_IN else "opt-in-not-required",
             "Messages": [],
         }
         for zone in zones(ctx.region)

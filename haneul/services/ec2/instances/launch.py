@@ -126,6 +126,7 @@ def _read(ctx: Context, params: Input) -> _Launch:
     subnet = _subnet(ctx, params, interface)
     groups = _groups(ctx, params, interface, subnet)
     group = placement_groups.named(ctx, params.get("Placement", {}))
+    placement_groups.check_type(group, instance_type)
     launch = _Launch(
         group=group,
         partition=placement_groups.partition(group, params.get("Placement", {})),

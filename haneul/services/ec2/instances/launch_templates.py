@@ -61,7 +61,7 @@ def _unknown(ids: Sequence[str]) -> CloudError:
 
 
 def _unknown_name(name: str) -> CloudError:
-    text = f"The specified launch template, with template name {name[:128]}, does not exist."
+    text = "At least one of the launch templates specified in the request does not exist."
     return CloudError("InvalidLaunchTemplateName.NotFoundException", text)
 
 
@@ -94,7 +94,7 @@ def _version(ctx: Context, template: Row, version: str) -> Row:
     if not rows:
         raise CloudError(
             "InvalidLaunchTemplateId.VersionNotFound",
-            f"Could not find the specified version {version} for the launch template with ID {template['id']}.",
+            f"The launch template version {version} is not found for the specified launch template.",
         )
     return rows[0]
 
@@ -213,6 +213,9 @@ def create_launch_template_version(ctx: Context, params: Input) -> Output:
 @ec2
 def modify_launch_template(ctx: Context, params: Input) -> Output:
     """`DefaultVersion` is on the wire `SetDefaultVersion`."""
+    if params.get("LaunchTemplateId") and params.get("LaunchTemplateName"):
+        text = "Either provide launch template ID or launch template name to modify the template."
+        raise CloudError("InvalidParameterCombination", text)
     template = _named(ctx, params)
     if not params.get("DefaultVersion"):
         raise missing("DefaultVersion")
@@ -295,7 +298,10 @@ def describe_launch_template_versions(ctx: Context, params: Input) -> Output:
         templates = ctx.own(tables.launch_templates)
         pairs = [(template, row) for template in templates for row in _chosen(ctx, template, params)]
     else:
-        raise missing("LaunchTemplateId or LaunchTemplateName")
+        raise CloudError(
+            "InvalidParameterValue",
+            "A launch template must be specified by LaunchTemplateId or LaunchTemplateName, unless Versions are $Latest or $Default only.",
+        )
     items = matching(ctx, params, (_version_view(*pair) for pair in pairs), _VERSION_FILTERS, taggable=False)
     shown, token = page(ctx, params, items, _newest_first, least=1)
     return {"LaunchTemplateVersions": shown, "NextToken": token}
@@ -349,7 +355,7 @@ def get_launch_template_data(ctx: Context, params: Input) -> Output:
         }
         for one in view["NetworkInterfaces"]
     ]
-    user_tags = [tag for tag in view["Tags"] if not tag["Key"].startswith("aws:")]
+    user_tags = [tag for tag in view["Tags"] or () if not tag["Key"].startswith("aws:")]
     data: dict[str, Any] = {
         "ImageId": view["ImageId"],
         "InstanceType": view["InstanceType"],

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from haneul.errors import CloudError, combination, invalid, missing
+from haneul.model.instance_types import InstanceType
 from haneul.services import placement, quotas
 from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import Listing, describe, with_named
@@ -38,6 +39,15 @@ def named(ctx: Context, given: dict[str, Any]) -> Row | None:
     if not rows:
         raise _unknown([given.get("GroupName") or given["GroupId"]])
     return rows[0]
+
+
+def check_type(group: Row | None, kind: InstanceType) -> None:
+    """Raises InvalidParameterCombination for a type that the group's strategy does not take (as `SupportedStrategies` says)."""
+    if group is not None and group["strategy"] not in kind.strategies:
+        raise combination(
+            f"{group['strategy'].title()} placement groups are not supported by the '{kind.name}' instance type. Specify a "
+            "supported instance type or change the placement group strategy, and try again."
+        )
 
 
 def partition(group: Row | None, given: dict[str, Any]) -> int:

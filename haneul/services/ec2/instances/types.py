@@ -65,7 +65,7 @@ def _view(one: InstanceType) -> dict[str, Any]:
             "EfaSupported": False,
             "EncryptionInTransitSupported": False,
         },
-        "PlacementGroupInfo": {"SupportedStrategies": ["cluster", "partition", "spread"]},
+        "PlacementGroupInfo": {"SupportedStrategies": list(one.strategies)},
         "HibernationSupported": False,
         "BurstablePerformanceSupported": one.burstable,
         "DedicatedHostsSupported": False,

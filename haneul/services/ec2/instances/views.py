@@ -110,7 +110,7 @@ def _view(
             "EnableResourceNameDnsARecord": False,
             "EnableResourceNameDnsAAAARecord": False,
         },
-        "Tags": labels,
+        "Tags": labels or None,  # of one without tags EC2 has no such member
     }
     if row["key_name"]:
         view["KeyName"] = row["key_name"]

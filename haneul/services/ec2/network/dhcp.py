@@ -29,6 +29,7 @@ _DHCP_OPTIONS_PATHS = {
 _DHCP_OPTIONS = Listing(
     tables.dhcp_options, "DhcpOptions", "DhcpOptionsIds", "dopt", "InvalidDhcpOptionID", "dhcpOption ID", with_tags(_dhcp), _DHCP_OPTIONS_PATHS,
     columns={"dhcp-options-id": "id"},
+    malformed="InvalidDhcpOptionsId",
 )  # fmt: skip
 
 

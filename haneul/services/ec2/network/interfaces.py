@@ -106,6 +106,7 @@ _NETWORK_INTERFACES = Listing(
         "addresses.association.public-ip": "public_address", "description": "description",
         "group-id": Computed(("groups",), lambda row: row["groups"]),
     },
+    malformed="InvalidNetworkInterfaceId",
 )  # fmt: skip
 
 

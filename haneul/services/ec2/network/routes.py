@@ -43,6 +43,7 @@ _ROUTE_TABLES_PATHS = {
 _ROUTE_TABLES = Listing(
     tables.route_tables, "RouteTable", "RouteTableIds", "rtb", "InvalidRouteTableID", "routeTable ID", with_tags(_route_table), _ROUTE_TABLES_PATHS,
     columns={"route-table-id": "id", "vpc-id": "vpc_id"},
+    malformed="InvalidRouteTableId",
 )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def _permissions(params: Input) -> list[dict[str, Any]]:
 
 
 def _peer(ctx: Context, pair: dict[str, Any], vpc_id: str) -> str:
-    if pair.get("UserId", ctx.account) != ctx.account:
+    if (pair.get("UserId") or ctx.account) != ctx.account:
         other = pair.get("GroupId") or pair.get("GroupName", "")
         raise CloudError("InvalidGroup.NotFound", f"The security group '{other}' does not exist")
     if pair.get("GroupId"):
@@ -261,7 +261,10 @@ def _authorize(ctx: Context, params: Input, direction: Direction) -> Output:
     present = {rule_of(row) for row in ctx.own(tables.security_group_rules, group_id=group["id"])}
     wanted_tags = tags.specified(params, "security-group-rule").get("security-group-rule", {})
     created: list[str] = []
-    for rule, description in _rules(ctx, params, group, direction):
+    asked = list(_rules(ctx, params, group, direction))
+    if len({rule for rule, _ in asked}) != len(asked):
+        raise CloudError("InvalidParameterValue", "The same permission must not appear multiple times")
+    for rule, description in asked:
         if rule in present:
             raise CloudError("InvalidPermission.Duplicate", f'the specified rule "{_spell(rule)}" already exists')
         present.add(rule)
@@ -381,7 +384,7 @@ def _view(ctx: Context, row: Row, rules: list[Row], labels: list[dict[str, str]]
         "SecurityGroupArn": f"arn:aws:ec2:{ctx.region}:{ctx.account}:security-group/{row['id']}",
         "IpPermissions": _permission_views(ctx, [one for one in rules if one["direction"] == "ingress"]),
         "IpPermissionsEgress": _permission_views(ctx, [one for one in rules if one["direction"] == "egress"]),
-        "Tags": labels,
+        "Tags": labels or None,
     }
 
 

@@ -30,6 +30,8 @@ def _vpc(ctx: Context, row: Row) -> dict[str, Any]:
 
 _VPCS_PATHS = {
     "cidr": "CidrBlock",
+    "cidr-block": "CidrBlock",
+    "cidrBlock": "CidrBlock",
     "cidr-block-association.cidr-block": "CidrBlockAssociationSet.CidrBlock",
     "cidr-block-association.association-id": "CidrBlockAssociationSet.AssociationId",
     "cidr-block-association.state": "CidrBlockAssociationSet.CidrBlockState.State",
@@ -44,7 +46,7 @@ _VPCS_PATHS = {
 
 _VPCS = Listing(
     tables.vpcs, "Vpc", "VpcIds", "vpc", "InvalidVpcID", "vpc ID", with_tags(_vpc), _VPCS_PATHS,
-    columns={"vpc-id": "id", "cidr": "cidr", "dhcp-options-id": "dhcp_options_id", "is-default": "is_default"},
+    columns={"vpc-id": "id", "cidr": "cidr", "cidr-block": "cidr", "cidrBlock": "cidr", "dhcp-options-id": "dhcp_options_id", "is-default": "is_default"},
 )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def _view(row: Row, instance: Row | None, labels: list[dict[str, str]]) -> dict[
         "Iops": row["iops"],
         "Encrypted": False,
         "MultiAttachEnabled": False,
-        "Tags": labels,
+        "Tags": labels or None,
     }
     return view | ({"Throughput": row["throughput"]} if row["kind"] == "gp3" else {})
 
