@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 #: More are answered 503, which SDKs try again.
 MAX_CONNECTIONS = 4096
 SWEEP_SECONDS = 5.0
+#: How long a part rests that has failed (seconds).
+AGAIN_SECONDS = 1.0
 _OPERATIONS = (ec2, iam, ssm, sts)  # importing them fills the table of operations
 
 
@@ -76,17 +78,27 @@ def _listen(settings: Settings) -> socket.socket:
 
 @dataclass
 class _Tasks:
-    """What runs beside the API. None of them ends by itself: the first that does ends this haneul, with its reason."""
+    """What runs beside the API, for ever. One that fails is begun anew; one that was fenced off ends this haneul, with its reason."""
 
     over: asyncio.Future[None]
     running: list[asyncio.Task[None]] = field(default_factory=list)
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(self._ended)
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        task = asyncio.create_task(self._for_ever(work, name), name=name)
+        task.add_done_callback(self.ended)
         self.running.append(task)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    async def _for_ever(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        while True:
+            try:
+                await work()
+            except Fenced:
+                raise
+            except Exception:
+                log.exception("%s has failed and begins anew", name)
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or self.over.done():
             return
         error = task.exception()
@@ -180,12 +192,12 @@ async def start(
         tasks = _Tasks(running.over)
         serving = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in servers]
         for one in serving:
-            one.add_done_callback(tasks._ended)
+            one.add_done_callback(tasks.ended)
         stack.push_async_callback(_stop_serving, [server for server, _ in servers], serving, tasks)
-        tasks.start(running.agent.run(), "the agent")
-        tasks.start(_sweeps(running.control), "the sweeper")
-        tasks.start(running.metrics.loop.watch(), "the watch of the event loop")
-        tasks.start(_hold(running.lease), "the lease")
+        tasks.start(running.agent.run, "the agent")
+        tasks.start(lambda: _sweeps(running.control), "the sweeper")
+        tasks.start(running.metrics.loop.watch, "the watch of the event loop")
+        tasks.start(lambda: _hold(running.lease), "the lease")
         while not all(server.started for server, _ in servers):
             if running.over.done():
                 await running.over

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from haneul import config
 from haneul.cli.context import here
+from haneul.cli.lifecycle import Finding
 from haneul.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -168,6 +169,12 @@ def _show_status(found: dict[str, Any]) -> None:
             one["address"], one["public_address"], one["region"],
         )  # fmt: skip
     out.print(table if found["instances"] else "no instances")
+    if found.get("unclaimed"):
+        kinds = [one["kind"] for one in found["unclaimed"]]
+        told = ", ".join(f"{kinds.count(kind)} {kind}s" for kind in dict.fromkeys(kinds))
+        out.print(
+            f"[yellow]unclaimed:[/] {told} are here that the store does not know; they are left alone (`haneul unclaimed list`)"
+        )
     for problem in found["problems"]:
         out.print(f"[red]problem:[/] {problem}")
 
@@ -209,6 +216,20 @@ def show_config(ctx: typer.Context, as_json: Json = False) -> None:
     out.print(table)
 
 
+def _of_the_store(running: dict[str, Any] | None) -> list[Finding]:
+    """What the haneul that runs knows of its store and this server."""
+    if running is None:
+        return []
+    left = running.get("unclaimed", [])
+    how = (
+        f"{len(left)} things here are unclaimed: {', '.join(one['id'] for one in left[:5])}"
+        if left
+        else "asked the running haneul"
+    )
+    advice = "`haneul unclaimed list`; is this the right store (setting `database`)?" if left else ""
+    return [Finding("everything here is known to the store", not left, how, advice, needed=False)]
+
+
 @app.command()
 def doctor(ctx: typer.Context, as_json: Json = False) -> None:
     """Say what this server can do, how that was found out, and what to do about the rest.
@@ -216,7 +237,7 @@ def doctor(ctx: typer.Context, as_json: Json = False) -> None:
     Exit code 1 if real virtual servers cannot be launched here.
     """
     cli = here(ctx)
-    found = cli.lifecycle.doctor(cli.settings)
+    found = [*cli.lifecycle.doctor(cli.settings), *_of_the_store(status_(cli))]
     healthy = all(one.ok for one in found if one.needed)
     if as_json:
         print_json({"healthy": healthy, "findings": [asdict(one) for one in found]})

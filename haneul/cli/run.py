@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from haneul import __version__
-from haneul.cli import accounts, compare, events, images, instances, life, quickstart, templates
+from haneul.cli import accounts, compare, events, images, instances, life, quickstart, templates, unclaimed
 from haneul.cli.context import Cli
 from haneul.cli.lifecycle import Lifecycle
 from haneul.cli.output import NO, REFUSED, WRONG, err
@@ -32,6 +32,9 @@ for _topic in (images, templates):
 account_app.registered_commands += accounts.account_app.registered_commands
 app.add_typer(image_app, name="image")
 app.add_typer(account_app, name="account")
+unclaimed_app = typer.Typer(help="What is here and the store does not know: list it, remove it.", no_args_is_help=True)
+unclaimed_app.registered_commands += unclaimed.unclaimed_app.registered_commands
+app.add_typer(unclaimed_app, name="unclaimed")
 
 
 def run(lifecycle: Lifecycle) -> int:

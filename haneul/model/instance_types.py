@@ -69,7 +69,7 @@ _T2 = {
 #: What AWS documents of the first types: (network interfaces, IPv4 addresses of each, network performance).
 _FIRST = {
     **{
-        f"t2.{size}": (*limits, "Low to Moderate" if size != "2xlarge" and size != "xlarge" else "Moderate")
+        f"t2.{size}": (*limits, "Moderate" if size in ("xlarge", "2xlarge") else "Low to Moderate")
         for size, limits in _T2.items()
     },
     "t1.micro": (2, 2, "Very Low"),

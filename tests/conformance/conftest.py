@@ -95,9 +95,9 @@ def _start(data: Path, given: dict[str, Any]) -> tuple[FakeCloud, Callable[[], N
         try:
             asyncio.run(main())
         except BaseException as error:
-            if not ready.done():
-                ready.set_exception(error)
-            raise
+            if ready.done():
+                raise
+            ready.set_exception(error)
 
     thread = threading.Thread(target=run, name="haneul")
     thread.start()

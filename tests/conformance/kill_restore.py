@@ -17,7 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from haneul import __main__ as main
+from haneul.app import backups
+from haneul.app.lifecycle import Lifecycle
 from haneul.backup import make, swap
 from haneul.config import Settings
 
@@ -64,7 +65,7 @@ def state(settings: Settings) -> str:
 
 
 def restore(settings: Settings, file: Path) -> None:
-    main.Lifecycle().restore(settings, file, True, False, lambda _: None)
+    Lifecycle().restore(settings, file, True, False, lambda _: None)
 
 
 def forked(killer: Killer, settings: Settings, step: int, seconds: float, work: object) -> bool:
@@ -87,7 +88,7 @@ def forked(killer: Killer, settings: Settings, step: int, seconds: float, work: 
 
 
 def finish(settings: Settings) -> None:
-    main._finish_restore(settings)
+    backups.finish_restore(settings)
 
 
 def tally(directory: Path, new: Path, old: Path, database: str, seed: str) -> dict[str, object]:

@@ -139,7 +139,7 @@ def test_what_we_do_not_honour_we_refuse(ec2: Any) -> None:
 def test_a_key_called_haneul_is_the_users_own(fake: FakeCloud, ec2: Any) -> None:
     ec2.create_key_pair(KeyName="haneul", KeyType="ed25519")
     (one,) = run(ec2, KeyName="haneul")
-    assignment = fake.running.control.assignment("server-1")
+    assignment = fake.running.control.assignment(fake.running.lease.server_id)
     assert assignment is not None
     keys = next(spec.public_keys for spec in assignment.metadata if spec.instance_id == one)
     assert len(keys) == 2 and len({text for _, text in keys}) == 2

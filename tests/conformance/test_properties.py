@@ -128,9 +128,9 @@ def _leaves(item: Any) -> set[str]:
 def _paths() -> dict[str, dict[str, str]]:
     """Operation -> filter -> path into its answer's items, from the services themselves."""
     from haneul.services.ec2 import images
-    from haneul.services.ec2.instances import instances
+    from haneul.services.ec2.instances import describe as instances
     from haneul.services.ec2.instances import types as instance_types
-    from haneul.services.ec2.network import networks, security_groups
+    from haneul.services.ec2.network import acls, interfaces, routes, security_groups, subnets, vpcs
     from haneul.services.ec2.storage import volumes
 
     return {
@@ -140,11 +140,11 @@ def _paths() -> dict[str, dict[str, str]]:
         "describe_security_groups": security_groups._FILTERS,
         "describe_images": images._FILTERS,
         "describe_instance_types": instance_types._FILTERS,
-        "describe_network_interfaces": networks._NETWORK_INTERFACES_PATHS,
-        "describe_vpcs": networks._VPCS_PATHS,
-        "describe_subnets": networks._SUBNETS_PATHS,
-        "describe_route_tables": networks._ROUTE_TABLES_PATHS,
-        "describe_network_acls": networks._NETWORK_ACLS_PATHS,
+        "describe_network_interfaces": interfaces._NETWORK_INTERFACES_PATHS,
+        "describe_vpcs": vpcs._VPCS_PATHS,
+        "describe_subnets": subnets._SUBNETS_PATHS,
+        "describe_route_tables": routes._ROUTE_TABLES_PATHS,
+        "describe_network_acls": acls._NETWORK_ACLS_PATHS,
     }
 
 

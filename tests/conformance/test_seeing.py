@@ -46,7 +46,7 @@ def test_metrics_count_requests_and_instances(seen: FakeCloud) -> None:
     assert found["haneul_requests_total", "OK", "RunInstances", "ec2"] == 1
     assert found["haneul_requests_total", "InvalidInstanceID.NotFound", "TerminateInstances", "ec2"] == 1
     assert found["haneul_instances", "running"] == 2
-    assert found["haneul_server_reserved_memory_mib", "server-1"] > 0
+    assert found["haneul_server_reserved_memory_mib", seen.running.lease.server_id] > 0
     assert found["haneul_launch_seconds_count", "guest"] == 2
     assert found["process_open_fds",] > 0
     assert "haneul_loop_lag_seconds_max" in {name for name, *_ in found}

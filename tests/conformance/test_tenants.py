@@ -29,7 +29,7 @@ from botocore.credentials import Credentials
 
 from haneul.api import protocol
 from haneul.services.context import OPERATIONS, is_read
-from haneul.services.ec2 import nothing
+from haneul.services.ec2 import absent
 from haneul.store import tables
 from tests.conformance import worlds
 from tests.conformance.conftest import FakeCloud
@@ -386,7 +386,7 @@ def _check(tally: Tally, what: str, record_tally: Callable[[str], None], *same: 
     record_tally(tally.line(what))
     assert not tally.faults, f"{len(tally.faults)} faults\n" + "\n".join(tally.faults[:12])
     names = {name for service in SERVICES for name in OPERATIONS.names(service)}
-    empty = {"".join(part.title() for part in one.operation.split("_")) for one in nothing._LIST}
+    empty = {"".join(part.title() for part in one.operation.split("_")) for one in absent._LIST}
     unreached = names - NOTHING_OF_ANYBODY - empty - set(tally.controls) - set(same)
     assert not unreached, f"no request of these was one that the victim itself may make: {sorted(unreached)}"
 

@@ -30,7 +30,7 @@ def test_an_accounts_image_is_its_own_and_its_machines_are_of_the_store(start_cl
     with refused("InvalidAMIID.NotFound"):
         run(other, ImageId=mine)
     (one,) = run(owner, ImageId=mine)
-    assignment = cloud.running.control.assignment("server-1")
+    assignment = cloud.running.control.assignment(cloud.running.lease.server_id)
     assert assignment is not None
     (spec,) = [one for one in assignment.machines if one.image]
     assert (spec.instance_id, spec.image, [disk.image for disk in spec.disks]) == (one, "debian-12", ["debian-12"])

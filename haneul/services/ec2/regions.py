@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from haneul.errors import CloudError, invalid
 from haneul.model.region import OPT_IN, is_region, regions, zone_id, zones
 from haneul.services.context import Context, Input, Output, ec2
@@ -15,7 +17,7 @@ def describe_regions(ctx: Context, params: Input) -> Output:
         if not is_region(name, ctx.settings.extra_regions):
             raise invalid(name, "region", "It is not a region's name.")
     names = sorted(set(regions()) | {ctx.region}) if not wanted else sorted(set(wanted))
-    items = [
+    items: list[dict[str, Any]] = [
         {
             "RegionName": name,
             "Endpoint": f"ec2.{name}.amazonaws.com",
@@ -42,7 +44,7 @@ _ZONE_FILTERS = {
 
 @ec2
 def describe_availability_zones(ctx: Context, params: Input) -> Output:
-    items = [
+    items: list[dict[str, Any]] = [
         {
             "ZoneName": zone,
             "ZoneId": zone_id(zone),
