@@ -416,6 +416,31 @@ async def _metrics(api: Api, request: HttpRequest, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+_PAGE = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>haneul</title></head><body>
+<h1>haneul 하늘</h1>
+<p>This is haneul {__version__}: the EC2 API that boots a kernel. Programs speak to it; there is no console here yet.</p>
+<p>In a terminal on this machine: <code>eval "$(haneul env)"</code>, then <code>aws ec2 describe-instances</code>, or <code>haneul status</code>.</p>
+</body></html>
+""".encode()
+
+
+def _is_a_browser(request: HttpRequest) -> bool:
+    """Somebody who looks at the address of the API; no AWS client sends a bare GET."""
+    wants_a_page = "text/html" in request.headers.get("accept", "")
+    return request.method == "GET" and request.path == "/" and not request.query and wants_a_page
+
+
+async def _page(send: Send) -> None:
+    headers = [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"content-length", str(len(_PAGE)).encode()),
+        (b"server", _SERVER),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": _PAGE})
+
+
 _SERVER = f"haneul/{__version__}".encode()
 _TYPES = {"json": b"application/x-amz-json-1.1"}
 
@@ -430,6 +455,9 @@ def make_app(api: Api) -> Callable[[dict[str, Any], Receive, Send], Awaitable[No
         request = HttpRequest(scope["method"], path, scope["query_string"], headers, receive, client)
         if path == "/metrics" and scope["method"] == "GET":
             await _metrics(api, request, send)
+            return
+        if _is_a_browser(request):
+            await _page(send)
             return
         call = Call(request, api)
         status, body = await _serve(call)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from haneul.drivers.metadata import MetadataProcess
     from haneul.drivers.networks.linux.driver import BridgeNetworks
     from haneul.identity import Identity
+    from haneul.model.image import CatalogueImage
 
 #: Program -> the Debian package that has it.
 PROGRAMS = {
@@ -124,6 +125,22 @@ def drivers_of(settings: Settings, who: Identity) -> Callable[[Callable[[], None
         world = World(settings.data / "fake-world.db")
         return lambda changed: fake_drivers(world)
     return lambda changed: real_parts(settings, who, changed).drivers
+
+
+def catalogue_of(settings: Settings) -> Callable[[], list[CatalogueImage]]:
+    """The images that everybody may launch: the built ones. Fake drivers need no build, and have AWS's public names too."""
+    from haneul.images.store import ImageStore, recipe_images
+    from haneul.model.public_images import PUBLIC_IMAGES
+
+    store = ImageStore(settings.image_directory)
+    if settings.drivers != "fake":
+        return store.catalogue
+
+    def all_images() -> list[CatalogueImage]:
+        built = store.catalogue()
+        return [*built, *(one for one in recipe_images() if one.disk not in {b.disk for b in built}), *PUBLIC_IMAGES]
+
+    return all_images
 
 
 def check_machine(settings: Settings) -> None:

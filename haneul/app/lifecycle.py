@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haneul.app import backups, daemon, doctor, process, removal
-from haneul.app.compose import PROGRAMS, RealParts, check_machine, drivers_of, linux_server, make_templates, real_parts
+from haneul.app.compose import (
+    PROGRAMS,
+    RealParts,
+    catalogue_of,
+    check_machine,
+    drivers_of,
+    linux_server,
+    make_templates,
+    real_parts,
+)
 from haneul.cli.lifecycle import Finding
 from haneul.cli.lifecycle import Lifecycle as Commands
 from haneul.config import Settings
@@ -54,12 +63,10 @@ class Lifecycle(Commands):
     async def _serve(self, settings: Settings, who: Identity, ready_fd: int | None, accept_store: bool) -> None:
         from haneul.app import control_plane
 
-        store = ImageStore(settings.image_directory)
+        catalogue = catalogue_of(settings)
         drivers = drivers_of(settings, who)
         socket = daemon.control_path(settings.data)
-        async with control_plane.start(
-            settings, who, drivers, store.catalogue, socket, accept_store=accept_store
-        ) as running:
+        async with control_plane.start(settings, who, drivers, catalogue, socket, accept_store=accept_store) as running:
             daemon.share_with_invoker(settings.data, os.environ)
             # What is there now stays: the collector need not look at it again.
             gc.collect()

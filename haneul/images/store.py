@@ -105,6 +105,16 @@ RECIPES = {
         ),
     )
 }
+
+
+def recipe_images() -> list[CatalogueImage]:
+    """What the recipes would build, for a cloud that boots nothing."""
+    return [
+        CatalogueImage(one.name, one.description, "x86_64", one.size_gib, 0.0, one.user, generations=one.generations)
+        for one in RECIPES.values()
+    ]
+
+
 DEFAULT = next(one.name for one in RECIPES.values() if one.default)
 
 

@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 #: Versions that clients ask for by name; all answer alike.
 VERSIONS = (
@@ -149,7 +150,8 @@ def answer(
     if instance["http_endpoint"] == "disabled":
         return _refuse(403)
     path = target.partition("?")[0]
-    parts = [part for part in path.split("/") if part]
+    # Decoded after splitting (RFC 3986, 2.4): clients may encode any character of a part, and cloud-init does.
+    parts = [unquote(part) for part in path.split("/") if part]
     if parts[1:] == TOKEN_PATH.split("/") and parts[0] in VERSIONS:
         if method == "PUT":
             return _give_token(instance, headers, secret, now)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import glob
+import http
 import json
 import os
 import resource
@@ -173,7 +174,11 @@ class Service:
     # --- connections ------------------------------------------------------------------------------------
 
     async def _connection(self, vpc_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        who = (vpc_id, writer.get_extra_info("peername")[0])
+        peer = writer.get_extra_info("peername")
+        if peer is None:  # it was gone before it was accepted
+            writer.close()
+            return
+        who = (vpc_id, peer[0])
         self._connections[who] = self._connections.get(who, 0) + 1
         try:
             if self._connections[who] <= MAX_CONNECTIONS:
@@ -244,12 +249,15 @@ async def _http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answ
         if request is None or not isinstance(event, h11.EndOfMessage):
             return
         reply = answer(request)
-        if reply.ttl is not None:
+        connected = writer.get_extra_info("socket")
+        if reply.ttl is not None and connected is not None:
             # The hop limit of EC2: the reply must not travel further than the instance allows.
-            writer.get_extra_info("socket").setsockopt(socket.IPPROTO_IP, socket.IP_TTL, reply.ttl)
+            connected.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, reply.ttl)
         content = b"" if request.method == b"HEAD" else reply.body
         headers = [("Server", "EC2ws"), ("Content-Length", str(len(reply.body))), *reply.headers.items()]
-        head = h11.Response(status_code=reply.status, headers=headers)
+        head = h11.Response(
+            status_code=reply.status, headers=headers, reason=http.HTTPStatus(reply.status).phrase.encode()
+        )
         out = connection.send(head) or b""
         if content:
             out += connection.send(h11.Data(data=content)) or b""

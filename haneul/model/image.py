@@ -24,6 +24,16 @@ class CatalogueImage:
     user: str
     imported: str = ""
     generations: tuple[Generation, ...] = COMMON
+    #: Whose it is at AWS; empty for haneul's own.
+    owner: str = ""
+    alias: str = ""
+    #: What it is called, where that is not `disk`.
+    called: str = ""
+    root_device: str = "/dev/xvda"
+
+    @property
+    def name(self) -> str:
+        return self.called or self.disk
 
     @property
     def image_id(self) -> str:

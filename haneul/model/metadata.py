@@ -6,6 +6,7 @@ Only keys that can be answered are listed: cloud-init walks everything it is sho
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 
@@ -44,6 +45,15 @@ class Facts:
     pending_time: str
     devices: dict[str, str]
     interface: Interface
+    hypervisor: str = "nitro"
+
+
+_TAG_KEY = re.compile(r"[0-9a-zA-Z\-_+=,.@:]{1,255}\Z")
+
+
+def is_tag_key(key: str) -> bool:
+    """Whether a tag can be shown: its key is one part of a path (EC2 User Guide, "Work with instance tags in instance metadata")."""
+    return _TAG_KEY.match(key) is not None and key not in (".", "..", "_index")
 
 
 def tree(facts: Facts) -> dict[str, str]:
@@ -68,6 +78,9 @@ def tree(facts: Facts) -> dict[str, str]:
         "reservation-id": facts.reservation_id,
         "security-groups": "\n".join(nic.group_names),
         "services/domain": "amazonaws.com",
+        "events/maintenance/history": "[]",
+        "events/maintenance/scheduled": "[]",
+        "system": facts.hypervisor,
         "services/partition": "aws",
     }
     found |= {f"block-device-mapping/{name}": device for name, device in facts.devices.items()}

@@ -362,6 +362,7 @@ def _facts(world: _World, row: Row) -> metadata.Facts:
         pending_time=datetime.fromtimestamp(row["launched"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         devices=_devices(row["root_device"], others),
         interface=interface,
+        hypervisor=instance_types()[row["instance_type"]].hypervisor,
     )
 
 
@@ -384,7 +385,9 @@ def _metadata(world: _World, row: Row, signer: Signer) -> MetadataSpec:
     keys = ((row["key_name"], row["public_key"]),) if row["key_name"] else ()
     shown_tags = {}
     if options["InstanceMetadataTags"] == "enabled":
-        shown_tags = {key: value for key, value in world.tags.get(row["id"], {}).items() if "/" not in key}
+        # A key that is no part of a path was there before this was asked of keys: one that cannot be read empties all metadata.
+        found = world.tags.get(row["id"], {})
+        shown_tags = {key: value for key, value in found.items() if metadata.is_tag_key(key)}
     return MetadataSpec(
         instance_id=row["id"],
         vpc_id=row["vpc_id"],

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from haneul.drivers.fake import FakeNetworks, World
-from haneul.drivers.interface import NetworkDriver
+from haneul.drivers.interface import DriverError, NetworkDriver
 from haneul.drivers.networks.linux.driver import BridgeNetworks
 from haneul.model.assignment import GroupSpec, InterfaceSpec, NetworkSpec, NicSpec, SubnetSpec
 from haneul.model.network import Rule
@@ -125,5 +125,106 @@ def test_what_was_changed_behind_its_back_is_mended_after_a_restart(make: Make) 
         await again.apply(NETWORK, 1)
         if isinstance(driver, BridgeNetworks):
             assert "tcp dport 22 accept" in _inside(NETWORK.vpc_id, "nft", "list", "ruleset")
+
+    asyncio.run(run())
+
+
+def _rules(driver: NetworkDriver, vpc_id: str) -> str:
+    """What is in force: in the kernel, or in the fake's world."""
+    if isinstance(driver, FakeNetworks):
+        found = driver.applied(vpc_id)
+        assert found is not None
+        return "\n".join(str(rule) for group in found.groups for rule in group.rules)
+    return _inside(vpc_id, "nft", "list", "ruleset")
+
+
+#: The port of a rule, as the kernel and as the fake spell it.
+OPENED = replace(GROUP, rules=(*GROUP.rules, Rule("ingress", "udp", 5353, 5353, "10.0.0.0/8")))
+
+
+def test_an_older_value_after_a_newer_one_changes_nothing(make: Make) -> None:
+    """A rule that was revoked must not be in force again because somebody was late."""
+
+    async def run() -> None:
+        driver = make()
+        await driver.apply(replace(NETWORK, groups=(OPENED,)), 1)
+        assert "5353" in _rules(driver, NETWORK.vpc_id)
+        await driver.apply(NETWORK, 2)
+        assert "5353" not in _rules(driver, NETWORK.vpc_id)
+        await driver.apply(replace(NETWORK, groups=(OPENED,)), 1)
+        assert "5353" not in _rules(driver, NETWORK.vpc_id)
+        await driver.apply(replace(NETWORK, groups=(OPENED,)), 3)
+        assert "5353" in _rules(driver, NETWORK.vpc_id)
+
+    asyncio.run(run())
+
+
+def test_every_part_is_held(make: Make) -> None:
+    """Subnets, interfaces, rules: what was told is there, also for who looks after a crash."""
+
+    async def run() -> None:
+        await make().apply(replace(NETWORK, groups=(OPENED,)), 1)
+        again = make()
+        await again.apply(replace(NETWORK, groups=(OPENED,)), 1)
+        assert "5353" in _rules(again, NETWORK.vpc_id) and "22" in _rules(again, NETWORK.vpc_id)
+        os.close(await again.open_tap(NIC))
+        with pytest.raises(DriverError):
+            await again.open_tap(replace(NIC, vpc_id="vpc-0fffffffffffffff0"))
+        await again.apply(replace(NETWORK, interfaces=(), groups=()), 2)
+        assert "5353" not in _rules(again, NETWORK.vpc_id)
+
+    asyncio.run(run())
+
+
+def _vpcs(number: int) -> list[NetworkSpec]:
+    return [
+        replace(NETWORK, vpc_id=f"vpc-{one:017x}", interfaces=(replace(INTERFACE, public=""),)) for one in range(number)
+    ]
+
+
+def test_many_at_once_on_a_fresh_server(make: Make) -> None:
+    """They share the edge: it is made once."""
+    for _ in range(3):
+
+        async def run() -> None:
+            driver = make()
+            await asyncio.gather(*(driver.apply(vpc, 1) for vpc in _vpcs(4)))
+            assert await driver.observe() == {vpc.vpc_id for vpc in _vpcs(4)}
+            if isinstance(driver, BridgeNetworks):
+                mounts = Path("/proc/self/mountinfo").read_text()
+                assert mounts.count("/run/haneul-contract/netns/edge ") == 1
+                await driver.remove_all()
+
+        asyncio.run(run())
+
+
+def test_links_have_addresses_of_their_own(make: Make) -> None:
+    async def run() -> None:
+        driver = make()
+        for vpc in _vpcs(5):
+            await driver.apply(vpc, 1)
+        if isinstance(driver, BridgeNetworks):
+            found = [_inside(vpc.vpc_id, "ip", "-4", "-o", "addr", "show", "dev", "ext").split()[3] for vpc in _vpcs(5)]
+            assert len(set(found)) == 5
+            again = make()
+            await again.apply(_vpcs(5)[3], 2)
+            assert _inside(_vpcs(5)[3].vpc_id, "ip", "-4", "-o", "addr", "show", "dev", "ext").split()[3] == found[3]
+
+    asyncio.run(run())
+
+
+def test_what_somebody_changed_is_mended_by_the_next_pass(make: Make) -> None:
+    """Without a restart: flushed rules, a removed link of the host."""
+
+    async def run() -> None:
+        driver = make()
+        await driver.apply(NETWORK, 1)
+        if isinstance(driver, BridgeNetworks):
+            _inside(NETWORK.vpc_id, "nft", "flush", "ruleset")
+            await driver.apply(NETWORK, 1)
+            assert "tcp dport 22 accept" in _inside(NETWORK.vpc_id, "nft", "list", "ruleset")
+            subprocess.run(["ip", "link", "del", "hnct"], check=True)
+            await driver.apply(NETWORK, 1)
+            subprocess.run(["ip", "link", "show", "hnct"], check=True, capture_output=True)
 
     asyncio.run(run())

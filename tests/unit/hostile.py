@@ -233,7 +233,7 @@ VMDK: dict[str, Hostile] = {
     "two extents": ("vmdk", lambda: extents(EXTENT, 'RW 2048 SPARSE "second.vmdk"'), "2 extents"),
     "good extent and flat one": ("vmdk", lambda: extents(EXTENT, 'RW 2048 FLAT "/etc/shadow" 0'), "2 extents"),
     "no extent": ("vmdk", extents, "0 extents"),
-    "read-only extent": ("vmdk", lambda: extents('RDONLY 2048 SPARSE "disk.vmdk"'), "extent is RDONLY"),
+    "extent without access": ("vmdk", lambda: extents('NOACCESS 2048 SPARSE "disk.vmdk"'), "extent is NOACCESS"),
     "extent of another size": ("vmdk", lambda: extents('RW 4096 SPARSE "disk.vmdk"'), "4096 sectors"),
     "extent with an offset": ("vmdk", lambda: extents('RW 2048 SPARSE "disk.vmdk" 77'), "begins at 77"),
     "extent not understood": ("vmdk", lambda: extents('RW many SPARSE "disk.vmdk"'), "not understood"),

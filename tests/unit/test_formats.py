@@ -12,7 +12,7 @@ import pytest
 
 from haneul.errors import SettingsError
 from haneul.images.importing.formats import GIB, Header, need_boot_record, parse
-from tests.unit.hostile import BOOT_SECTOR, GOOD, HOSTILE
+from tests.unit.hostile import BOOT_SECTOR, GOOD, HOSTILE, described
 
 LIMIT = 256 * GIB
 
@@ -53,6 +53,19 @@ def _parsed_or_refused(image: bytes, declared: str) -> Header | None:
         return parse(io.BytesIO(image), declared, LIMIT)
     except SettingsError:
         return None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("RW 2048", "RDONLY 2048"),  # VMware's exports: a stream is written once
+        ("# Disk DescriptorFile", "# Description file created by VMDK stream converter"),
+    ],
+)
+def test_descriptors_of_the_writers_in_use_are_read(change: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(described(*change))
+    with (tmp_path / "disk").open("rb") as opened:
+        assert parse(opened, "vmdk", LIMIT).virtual_size == 2048 * 512
 
 
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")

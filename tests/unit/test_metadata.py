@@ -96,3 +96,19 @@ def test_refusals() -> None:
     assert get("/latest/api/token").status == 405
     assert get("/latest/meta-data/", method="POST").status == 405
     assert get("/latest/meta-data/", instance=INSTANCE | {"http_endpoint": "disabled"}).status == 403
+
+
+def test_every_part_of_a_path_may_be_encoded() -> None:
+    """cloud-init asks for `cost%2Bcenter`; one 404 makes it give up all metadata (RFC 3986, 2.4: split, then decode)."""
+    tagged = INSTANCE | {"tags": {"cost+center": "1", "a=b": "2", "who@team": "3", "a:b": "4"}}
+    macs = tagged | {"tree": {"meta-data/network/interfaces/macs/02:aa:00:00:00:01/mac": "02:aa:00:00:00:01"}}
+    for path, value in (
+        ("tags/instance/cost%2Bcenter", b"1"),
+        ("tags/instance/cost+center", b"1"),
+        ("tags/instance/a%3Db", b"2"),
+        ("tags/instance/who%40team", b"3"),
+        ("tags/instance/a%3Ab", b"4"),
+        ("network/interfaces/macs/02%3aaa%3a00%3a00%3a00%3a01/mac", b"02:aa:00:00:00:01"),
+    ):
+        assert get(f"/latest/meta-data/{path}", instance=macs).body == value, path
+    assert get("/latest/meta-data/tags%2Finstance", instance=macs).status == 404, "decoded after splitting"

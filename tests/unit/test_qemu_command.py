@@ -29,7 +29,7 @@ def test_it_is_the_machine_of_the_spec() -> None:
         SPEC, vcpus=2, memory_mib=512, nics=(NicSpec("eni-1", "vpc-1", "subnet-1", "06:00:00:00:00:01", "10.0.0.4"),)
     )
     found = _pairs(command(spec, PLACES, FILES, {"eni-1": 9}, "tcg"))
-    assert ("-smp", "2") in found and ("-m", "512M") in found
+    assert ("-smp", "2") in found and ("-m", "524280K") in found
     assert ("-netdev", "tap,id=net0,fd=9") in found
     assert any("mac=06:00:00:00:00:01" in value for _, value in found)
     assert any(f"uuid={spec.uuid},serial={spec.uuid}" in value for _, value in found)

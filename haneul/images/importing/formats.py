@@ -120,6 +120,9 @@ _MAGICS = (
 )
 
 
+_PACKED = ("gzip", "xz", "zstd", "bzip2", "zip", "7z")
+
+
 def _looks_like(disk: _Disk) -> str:
     for offset, magic, name in _MAGICS:
         if disk.peek(offset, len(magic)) == magic:
@@ -138,6 +141,8 @@ def _need_declared(disk: _Disk, declared: str) -> None:
         return
     if found in FORMATS:
         raise SettingsError(f"the disk image is refused: this looks like {found}; say --format {found}")
+    if found in _PACKED:
+        raise SettingsError(f"the disk image is refused: this looks like {found}, which packs a file; unpack it first")
     if found:
         raise SettingsError(
             f"the disk image is refused: this looks like {found}, which is not imported; make it {declared} first"
@@ -246,6 +251,8 @@ _NEWLINES, _SECOND_TABLE, _ZERO_GRAINS, _COMPRESSED, _MARKERS = 1, 2, 4, 1 << 16
 _AT_END = (1 << 64) - 1
 _DESCRIPTOR_BYTES = 64 * KIB
 _EXTENT = re.compile(r'(RW|RDONLY|NOACCESS)\s+(\d{1,18})\s+(\w+)(?:\s+"([^"]*)")?(?:\s+(\S+))?(?:\s+\S+)*')
+#: What writers of descriptors begin with: VMware's disk library, its stream converter (ovftool and what took over from it).
+_FIRST_LINES = ("# disk descriptorfile", "# description file created by vmdk stream converter")
 _PAIR = re.compile(r"([A-Za-z0-9_.]+)\s*=\s*(.*)")
 
 
@@ -359,7 +366,7 @@ def _vmdk_descriptor(disk: _Disk, header: _Sparse) -> str:
 def _vmdk_lines(text: str) -> tuple[dict[str, str], list[str]]:
     """Pairs with small names and plain values, and the lines of extents."""
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
-    _need(lines[0].lower() == "# disk descriptorfile", "its descriptor does not begin as one")
+    _need(lines[0].lower() in _FIRST_LINES, "its descriptor does not begin as one")
     pairs: dict[str, str] = {}
     extents = []
     for line in lines:
@@ -384,7 +391,8 @@ def _vmdk_extent(extents: list[str], capacity: int) -> None:
     _need(found is not None, f"its extent is not understood: {extents[0][:60]!r}")
     assert found is not None
     access, sectors, kind, name, more = found.groups()
-    _need(access == "RW", f"its extent is {access}")
+    # A stream is written once: VMware's exports say so (RDONLY).
+    _need(access in ("RW", "RDONLY"), f"its extent is {access}")
     _need(kind == "SPARSE", f"its extent is {kind}: it would be another file or a device")
     _need(
         bool(name) and not set(name) & set("/\\:") and name not in (".", ".."),

@@ -825,6 +825,8 @@ DEBIAN_FILES = {
     "etc/machine-id": "",
     # Names come from DHCP's name server only; asking the neighbours for a name makes every failed look-up slow.
     "etc/systemd/resolved.conf.d/haneul.conf": "[Resolve]\nLLMNR=no\nMulticastDNS=no\n",
+    # Short names are looked up in the VPC's domain, which DHCP tells (the file is the one that cloud-init writes for networkd).
+    "etc/systemd/network/10-cloud-init-eth0.network.d/haneul.conf": "[DHCPv4]\nUseDomains=true\n",
     # As on EC2: the server's clock. Debian's pool is asked for its addresses again and again where there is no way to it.
     "etc/systemd/timesyncd.conf.d/haneul.conf": "[Time]\nNTP=169.254.169.123\nFallbackNTP=\n",
     # User-mode Linux calls its Ethernet interfaces vec0, vec1, ...: let them have their usual names.

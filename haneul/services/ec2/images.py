@@ -35,7 +35,7 @@ def sync_catalogue(tx: Transaction, catalogue: Iterable[CatalogueImage]) -> None
         tx.delete(tables.images, id=gone)
     for image_id, image in wanted.items():
         values = {
-            "name": image.disk,
+            "name": image.name,
             "description": image.description,
             "architecture": image.architecture,
             "disk": image.disk,
@@ -43,7 +43,9 @@ def sync_catalogue(tx: Transaction, catalogue: Iterable[CatalogueImage]) -> None
             "size_gib": image.size_gib,
             "public": True,
             "created": image.created,
-            "more": {"user": image.user, "generations": list(image.generations)},
+            "root_device": image.root_device,
+            "more": {"user": image.user, "generations": list(image.generations)}
+            | ({"owner": image.owner, "alias": image.alias} if image.owner else {}),
         }
         old = present.get(image_id)
         if old is None:
@@ -175,7 +177,8 @@ def _system_tags(row: Row) -> list[dict[str, str]]:
 def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
     catalogue = row["account"] == tables.EVERYONE
     kind = _virtualization_type(row)
-    owner = CATALOGUE_OWNER if catalogue else row["account"]
+    owner = (row["more"].get("owner") or CATALOGUE_OWNER) if catalogue else row["account"]
+    alias = row["more"].get("alias", CATALOGUE_ALIAS)
     root = {
         "DeviceName": row["root_device"],
         "Ebs": {
@@ -189,7 +192,7 @@ def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
     view = {
         "ImageId": row["id"],
         "Name": row["name"],
-        "ImageLocation": f"{CATALOGUE_ALIAS if catalogue else owner}/{row['name']}",
+        "ImageLocation": f"{(alias or owner) if catalogue else owner}/{row['name']}",
         "Description": row["description"],
         "Architecture": row["architecture"],
         "CreationDate": moment(row["created"]).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
@@ -209,7 +212,7 @@ def _view(row: Row, labels: list[dict[str, str]]) -> dict[str, Any]:
         "BootMode": "legacy-bios" if kind == "hvm" else None,
         "Tags": [*labels, *_system_tags(row)],
     }
-    return view | ({"ImageOwnerAlias": CATALOGUE_ALIAS} if catalogue else {})
+    return view | ({"ImageOwnerAlias": alias} if catalogue and alias else {})
 
 
 _FILTERS = {

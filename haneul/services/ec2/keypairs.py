@@ -78,8 +78,8 @@ def read_public_key(material: bytes) -> tuple[str, str, str]:
     except Exception:
         raise CloudError("InvalidKey.Format", "Key is not in valid OpenSSH public key format") from None
     if isinstance(key, rsa.RSAPublicKey):
-        if key.key_size not in (1024, 2048, 4096):
-            raise CloudError("InvalidKey.Format", "RSA keys have 1024, 2048 or 4096 bits")
+        if not 1024 <= key.key_size <= 16384:
+            raise CloudError("InvalidKey.Format", "RSA keys have 1024 to 16384 bits")
         der = key.public_bytes(s.Encoding.DER, s.PublicFormat.SubjectPublicKeyInfo)
         return "rsa", _public_text(key), _colons(hashlib.md5(der).digest())  # noqa: S324
     if isinstance(key, ed25519.Ed25519PublicKey):

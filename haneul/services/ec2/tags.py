@@ -7,6 +7,7 @@ from typing import Any
 
 from haneul.errors import CloudError, invalid, missing, not_found
 from haneul.model.ids import resource_type
+from haneul.model.metadata import is_tag_key
 from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import exact_conditions, matching, page
 from haneul.store import tables
@@ -63,6 +64,24 @@ def check(tags: Iterable[dict[str, Any]]) -> dict[str, str]:
             raise CloudError("InvalidParameterValue", f"Duplicate tag key '{key}' specified.")
         wanted[key] = value
     return wanted
+
+
+def check_for_metadata(keys: Iterable[str]) -> None:
+    """Keys of an instance whose tags are shown in its metadata: each is a part of a path there (EC2 User Guide, "Work with instance tags in instance metadata")."""
+    for key in keys:
+        if not is_tag_key(key):
+            raise CloudError(
+                "InvalidParameterValue",
+                f"'{key[:128]}' is not a valid tag key. Tag keys must match pattern ([0-9a-zA-Z\\-_+=,.@:]{{1,255}}), "
+                "and must not be a reserved name ('.', '..', '_index')",
+            )
+
+
+def _check_shown_in_metadata(ctx: Context, ids: Sequence[str], wanted: Iterable[str]) -> None:
+    instances = [one for one in ids if resource_type(one) == "instance"]
+    for row in ctx.tx.among(tables.instances, "id", instances):
+        if row["metadata_options"].get("InstanceMetadataTags") == "enabled":
+            check_for_metadata(wanted)
 
 
 def specified(params: Input, *allowed: str) -> dict[str, dict[str, str]]:
@@ -136,6 +155,7 @@ def create_tags(ctx: Context, params: Input) -> Output:
         raise missing("Tag")
     _check_count(ctx, params["Tags"])
     _check_resources(ctx, params["Resources"])
+    _check_shown_in_metadata(ctx, params["Resources"], wanted)
     for resource in dict.fromkeys(params["Resources"]):
         put(ctx, resource, wanted)
     return {}

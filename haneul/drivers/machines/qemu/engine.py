@@ -145,8 +145,8 @@ def _pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
 
 
 def _too_large(boot: Boot) -> str:
-    """A volume that is not as it was made, and too large to be kept twice; empty if there is none."""
-    for disk in boot.spec.disks[1:]:
+    """A volume that is not as it was made: a template must not take the place of what was written; empty if there is none."""
+    for disk in boot.spec.disks:
         if boot.files[disk.volume_id].stat().st_size > MOST_COPIED:
             return f"{disk.volume_id} is not empty"
     return ""

@@ -71,7 +71,7 @@ def _prepare(making: Making) -> None:
     command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(disk)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     with memory.open("wb") as file:
-        file.truncate(making.spec.memory_mib << 20)
+        file.truncate(qemu_command.guest_memory(making.spec.memory_mib, making.accelerator))
     for path in (disk, memory, making.places.run):
         os.chown(path, making.uid, making.uid)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from haneul.errors import CloudError, combination, invalid, missing, unsupported
 from haneul.services.context import Context, Input, Output, ec2
+from haneul.services.ec2 import tags
 from haneul.services.ec2.instances import generations, launch_rules, placement_groups
 from haneul.services.ec2.instances import types as instance_types
 from haneul.services.ec2.instances.describe import find
@@ -227,5 +228,7 @@ def modify_instance_metadata_options(ctx: Context, params: Input) -> Output:
     options = launch_rules.metadata_options(params, row["metadata_options"])
     if why := generations.refuses_tokens(instance_types.find(row["instance_type"]), options["HttpTokens"]):
         raise unsupported(why)
+    if options["InstanceMetadataTags"] == "enabled":
+        tags.check_for_metadata(tag["Key"] for tag in tags.of(ctx, [row["id"]])[row["id"]])
     ctx.tx.update(tables.instances, row["id"], metadata_options=options)
     return {"InstanceId": row["id"], "InstanceMetadataOptions": {"State": "pending", **options}}

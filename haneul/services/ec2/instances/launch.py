@@ -16,7 +16,7 @@ from haneul.model.network import mac_address
 from haneul.model.region import zone_id, zones
 from haneul.services import placement, quotas
 from haneul.services.context import Context, Input, Output, ec2
-from haneul.services.ec2 import images, keypairs, tags
+from haneul.services.ec2 import images, keypairs, options, tags
 from haneul.services.ec2.instances import generations, launch_templates, placement_groups
 from haneul.services.ec2.instances import types as instance_types
 from haneul.services.ec2.instances import views as instance_views
@@ -43,6 +43,9 @@ _UNSUPPORTED = {
     "Ipv6AddressCount": "IPv6 addresses",
     "CpuOptions": "CPU options",
     "EnablePrimaryIpv6": "IPv6 addresses",
+    "SecondaryInterfaces": "secondary interfaces",
+    "Operator": "service-managed instances",
+    "AdditionalInfo": "additional information",
 }
 
 
@@ -146,6 +149,8 @@ def _read(ctx: Context, params: Input) -> _Launch:
         tags=tags.specified(params, "instance", "volume", "network-interface", "spot-instances-request"),
     )
     generations.check(ctx, instance_type, _guest(launch))
+    if launch.values["metadata_options"]["InstanceMetadataTags"] == "enabled":
+        tags.check_for_metadata(launch.tags.get("instance", {}))
     return launch
 
 
@@ -169,15 +174,6 @@ def _check_fits(image: Row, instance_type: InstanceType) -> None:
         )
 
 
-_UNSUPPORTED_INTERFACE = {
-    "Ipv6AddressCount": "IPv6 addresses",
-    "Ipv6Addresses": "IPv6 addresses",
-    "Ipv6Prefixes": "IPv6 addresses",
-    "Ipv4Prefixes": "prefix delegation",
-    "SecondaryPrivateIpAddressCount": "secondary private addresses",
-}
-
-
 def _take_primary(interface: dict[str, Any]) -> None:
     """Terraform gives the address as a list of one."""
     given = interface.get("PrivateIpAddresses", [])
@@ -199,9 +195,7 @@ def _interface(params: Input) -> dict[str, Any]:
         raise CloudError("InvalidParameterValue", "The first network interface must have the device index 0.")
     if one.get("NetworkInterfaceId"):
         raise CloudError("UnsupportedOperation", "haneul does not launch with existing interfaces yet.")
-    for name, what in _UNSUPPORTED_INTERFACE.items():
-        if one.get(name):
-            raise CloudError("UnsupportedOperation", f"haneul does not have {what} yet (NetworkInterface.{name}).")
+    options.only_known(one, options.INTERFACE, "NetworkInterface")
     _take_primary(one)
     for name in ("SubnetId", "SecurityGroupIds", "SecurityGroups", "PrivateIpAddress"):
         if params.get(name):
@@ -282,8 +276,7 @@ def _values(params: Input) -> dict[str, Any]:
     tenancy = params.get("Placement", {}).get("Tenancy", "default")
     if tenancy != "default" or params.get("Placement", {}).get("HostId"):
         raise CloudError("UnsupportedOperation", "haneul does not have dedicated tenancy.")
-    if params.get("Placement", {}).get("SpreadDomain") or params.get("Placement", {}).get("HostResourceGroupArn"):
-        raise CloudError("UnsupportedOperation", "haneul does not have host resource groups or spread domains.")
+    options.only_known(params.get("Placement", {}), options.PLACEMENT, "Placement")
     if params.get("HibernationOptions", {}).get("Configured"):
         raise CloudError("UnsupportedOperation", "haneul does not hibernate instances.")
     if params.get("EnclaveOptions", {}).get("Enabled"):
@@ -297,7 +290,7 @@ def _values(params: Input) -> dict[str, Any]:
         "monitoring": params.get("Monitoring", {}).get("Enabled", False),
         "metadata_options": metadata_options(params.get("MetadataOptions", {})),
         "client_token": params.get("ClientToken", ""),
-        "more": _credit(params),
+        "more": _credit(params) | ({"options": kept} if (kept := options.kept(params)) else {}),
     }
 
 

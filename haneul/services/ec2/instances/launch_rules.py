@@ -25,14 +25,14 @@ def check_groups(ctx: Context, wanted: list[str], vpc_id: str) -> list[str]:
     return wanted
 
 
-def read_user_data(text: str) -> str:
-    """Base64 user data, checked. Raises InvalidUserData.Malformed."""
+def read_user_data(text: str, too_large: str = "InvalidParameterValue") -> str:
+    """Base64 user data, checked. White space in it does not count: tools break lines. Raises `CloudError`."""
     try:
-        decoded = base64.b64decode(text, validate="\n" not in text)
+        decoded = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise CloudError("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data.") from None
+        raise CloudError("InvalidParameterValue", "Invalid BASE64 encoding of user data.") from None
     if len(decoded) > MAX_USER_DATA:
-        raise CloudError("InvalidParameterValue", f"User data is limited to {MAX_USER_DATA} bytes")
+        raise CloudError(too_large, f"User data is limited to {MAX_USER_DATA} bytes")
     return base64.b64encode(decoded).decode()
 
 

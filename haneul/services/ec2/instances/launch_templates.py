@@ -147,7 +147,10 @@ def _check_data(data: dict[str, Any]) -> None:
     if not data:
         raise missing("LaunchTemplateData")
     if data.get("UserData"):
-        launch_rules.read_user_data(data["UserData"])
+        launch_rules.read_user_data(data["UserData"], too_large="InvalidUserData.Malformed")
+    if data.get("MetadataOptions", {}).get("InstanceMetadataTags") == "enabled":
+        given = (one for one in data.get("TagSpecifications", ()) if one.get("ResourceType") == "instance")
+        tags.check_for_metadata(tag.get("Key", "") for one in given for tag in one.get("Tags", ()))
     if data.get("InstanceType") and data.get("InstanceRequirements"):
         raise combination("InstanceType and InstanceRequirements cannot be specified together.")
     for one in data.get("TagSpecifications", ()):

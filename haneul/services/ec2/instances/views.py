@@ -9,7 +9,7 @@ from haneul.model.instance import STATE_CODES, Desired, Observed, State, state
 from haneul.model.instance_types import instance_types
 from haneul.model.region import private_dns_name, public_dns_name, zone_id
 from haneul.services.context import Context, Output, moment
-from haneul.services.ec2 import tags
+from haneul.services.ec2 import options, tags
 from haneul.services.ec2.network import interfaces as enis
 from haneul.services.ec2.network import views as network_views
 from haneul.services.ec2.storage import volumes
@@ -102,8 +102,7 @@ def _view(
         "UsageOperationUpdateTime": moment(row["created"]),
         "EnclaveOptions": {"Enabled": False},
         "HibernationOptions": {"Configured": False},
-        "CapacityReservationSpecification": {"CapacityReservationPreference": "open"},
-        "MaintenanceOptions": {"AutoRecovery": "default"},
+        **options.shown(row["more"].get("options", {})),
         "CurrentInstanceBootMode": "legacy-bios" if kind.virtualization_type == "hvm" else None,
         "PrivateDnsNameOptions": {
             "HostnameType": "ip-name",

@@ -10,7 +10,7 @@ from haneul.errors import CloudError, combination, invalid
 from haneul.model.region import zone_id
 from haneul.services.context import Context, Input, Output, ec2, moment
 from haneul.services.describe import Listing, describe
-from haneul.services.ec2 import tags
+from haneul.services.ec2 import options, tags
 from haneul.store import tables
 from haneul.store.database import Row
 
@@ -172,6 +172,47 @@ def _check_speed(kind: str, ebs: dict[str, Any]) -> None:
         raise invalid(throughput, "throughput", "It is between 125 and 2000.")
 
 
+#: Volume type -> sizes (GiB), most operations a second for each GiB, and in all (EBS User Guide, "Amazon EBS volume types").
+_BOUNDS: dict[str, tuple[int, int, int, int]] = {
+    "standard": (1, 1024, 0, 0),
+    "gp2": (1, 16384, 0, 0),
+    "gp3": (1, 65536, 500, 80000),
+    "io1": (4, 16384, 50, 64000),
+    "io2": (4, 65536, 1000, 256000),
+    "st1": (125, 16384, 0, 0),
+    "sc1": (125, 16384, 0, 0),
+}
+#: What every gp3 volume has, whatever its size.
+_GP3_IOPS, _GP3_THROUGHPUT = 3000, 125
+
+
+def _check_bounds(kind: str, size: int, iops: int | None, throughput: int | None) -> None:
+    least, most, each, in_all = _BOUNDS[kind]
+    for wrong, word, bound in (
+        (size < least, "small", f"minimum is {least}"),
+        (size > most, "large", f"maximum is {most}"),
+    ):
+        if wrong:
+            raise CloudError(
+                "InvalidParameterValue", f"Volume of {size}GiB is too {word} for volume type {kind}; {bound}GiB"
+            )
+    if iops is None:
+        return
+    if iops > in_all or (kind == "gp3" and iops < _GP3_IOPS):
+        low = _GP3_IOPS if kind == "gp3" else 100
+        raise invalid(iops, "iops", f"It is between {low} and {in_all} for {kind}.")
+    if iops > max(each * size, _GP3_IOPS if kind == "gp3" else 0):
+        raise CloudError(
+            "InvalidParameterValue",
+            f"Iops to volume size ratio of {iops / size:.6f} is too high; maximum is {each:.6f}",
+        )
+    if throughput is not None and throughput > max(iops / 4, _GP3_THROUGHPUT):
+        raise CloudError(
+            "InvalidParameterValue",
+            f"Throughput to iops ratio of {throughput / iops:.6f} is too high; maximum is 0.250000",
+        )
+
+
 def check_mapping(ebs: dict[str, Any], least_gib: int, default_gib: int) -> dict[str, Any]:
     """The volume that a block device mapping asks for. Raises `CloudError` for what cannot be."""
     kind = ebs.get("VolumeType", "gp3")
@@ -188,10 +229,10 @@ def check_mapping(ebs: dict[str, Any], least_gib: int, default_gib: int) -> dict
             "InvalidBlockDeviceMapping",
             f"Volume of size {size}GB is smaller than snapshot, expect size >= {least_gib}GB",
         )
+    options.only_known(ebs, options.EBS, "Ebs")
+    _check_bounds(kind, size, ebs.get("Iops"), ebs.get("Throughput"))
     if size > MAX_GIB:
-        raise CloudError(
-            "InvalidParameterValue", f"Volume of {size}GiB is too large for volume type {kind}; maximum is {MAX_GIB}GiB"
-        )
+        raise CloudError("InvalidParameterValue", f"haneul has volumes of at most {MAX_GIB} GiB.")
     return {
         "size_gib": size,
         "kind": kind,
