@@ -24,10 +24,10 @@ from haneul.records.journal import Journal, moment
 from haneul.records.metrics import Gauges, Metrics
 from haneul.services import accounts
 from haneul.services.dispatch import Cloud
-from haneul.services.ec2.instances.views import state_of
 from haneul.store import tables
 from haneul.store.database import Store
 from haneul.store.ownership import Lease
+from haneul.store.rows import state_of
 
 #: What an instance's state is computed from.
 STATE_COLUMNS = ("power", "boot_count", "started_at_boot", "observed_power", "observed_boot_count")

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from haneul.errors import SettingsError
 from haneul.linux.files import sync_directory
-from haneul.store.database import WRITER_LOCK, with_driver
+from haneul.store.database import with_driver
+from haneul.store.locks import WRITER_LOCK
 
 log = logging.getLogger(__name__)
 

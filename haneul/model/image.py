@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from haneul.model.generation import COMMON, Generation
 
+#: The owner of the catalogue, as `OwnerId` shows it and `--owners` takes it.
+CATALOGUE_OWNER = "100000000000"
+CATALOGUE_ALIAS = "haneul"
+
 
 @dataclass(frozen=True)
 class CatalogueImage:

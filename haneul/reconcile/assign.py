@@ -29,12 +29,12 @@ from haneul.model.assignment import (
     WantedPower,
 )
 from haneul.model.instance_types import instance_types
-from haneul.model.network import gateway, resolver
+from haneul.model.network import Rule, gateway, resolver
 from haneul.model.region import dns_domain, private_dns_name, public_dns_name, zone_id
 from haneul.model.user_data import decides_who_logs_in
-from haneul.services.ec2.network.security_groups import rule_of
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
+from haneul.store.rows import rule_of
 
 _POWERS: dict[str, WantedPower] = {"running": "running", "stopped": "stopped", "terminated": "absent"}
 _NAMESPACE = uuid.UUID("6f0f4f6e-0c1e-4c57-9a9f-0a7d2a3b6c11")
@@ -111,6 +111,15 @@ class _Interface:
     instance_id: str
 
 
+@dataclass(frozen=True)
+class _Network:
+    """What an assignment says of a VPC, and the versions of all that it is made of."""
+
+    parts: Any
+    spec: NetworkSpec
+    interfaces: tuple[_Interface, ...]
+
+
 class Assigner:
     """Builds one server's assignments. What rows say is kept by their versions: a change costs what changed.
 
@@ -124,6 +133,9 @@ class Assigner:
         self._instances: dict[str, _Instance] = {}
         self._interfaces: dict[str, _Interface] = {}
         self._volumes: dict[str, tuple[int, DiskSpec]] = {}
+        self._subnets: dict[str, tuple[int, SubnetSpec]] = {}
+        self._rules: dict[str, tuple[int, tuple[Rule, ...]]] = {}
+        self._networks: dict[str, _Network] = {}
 
     def build(self, tx: Transaction) -> Assignment:
         self._instances = self._known_instances(tx)
@@ -136,7 +148,7 @@ class Assigner:
             revision=tx.revision(),
             server_id=self._server_id,
             machines=tuple(one.machine for one in here.values()),
-            networks=tuple(self._network(tx, vpc) for vpc in vpcs),
+            networks=self._known_networks(tx, vpcs),
             metadata=tuple(one.metadata for one in here.values() if one.metadata is not None),
             volumes=tuple(spec for _, spec in self._volumes.values()),
             tombstones=self._tombstones(tx, needed),
@@ -179,40 +191,84 @@ class Assigner:
         }
         return {one: made.get(one) or self._interfaces[one] for one in versions}
 
-    def _network(self, tx: Transaction, vpc: Row) -> NetworkSpec:
-        region = vpc["region"]
-        everywhere = [one for one in self._interfaces.values() if one.vpc_id == vpc["id"]]
+    def _known_networks(self, tx: Transaction, vpcs: list[Row]) -> tuple[NetworkSpec, ...]:
+        """Each VPC; one of which no part has changed is the very value of the last time."""
+        ids = [vpc["id"] for vpc in vpcs]
+        subnets = _by_vpc(tx, tables.subnets, ids)
+        groups = _by_vpc(tx, tables.security_groups, ids)
+        interfaces: dict[str, list[_Interface]] = {}
+        for one in self._interfaces.values():
+            interfaces.setdefault(one.vpc_id, []).append(one)
+        self._read_subnets(tx, subnets)
+        self._read_rules(tx, groups)
+        made: dict[str, _Network] = {}
+        for vpc in vpcs:
+            here = interfaces.get(vpc["id"], [])
+            local = frozenset(id(one) for one in here if one.instance_id in self._instances)
+            parts = (vpc["version"], subnets.get(vpc["id"], ()), groups.get(vpc["id"], ()), tuple(map(id, here)), local)
+            known = self._networks.get(vpc["id"])
+            if known is None or known.parts != parts:
+                spec = self._network(vpc, parts[1], parts[2], here, known.spec if known else None)
+                # The interfaces are kept with it: another one never has the id of one that still lives.
+                known = _Network(parts, spec, tuple(here))
+            made[vpc["id"]] = known
+        self._networks = made
+        return tuple(one.spec for one in made.values())
+
+    def _read_subnets(self, tx: Transaction, present: Mapping[str, tuple[tuple[str, int], ...]]) -> None:
+        versions = {one: version for pairs in present.values() for one, version in pairs}
+        stale = [one for one, version in versions.items() if self._subnets.get(one, (0,))[0] != version]
+        rows = tx.among(tables.subnets, "id", stale)
+        made = {row["id"]: (row["version"], SubnetSpec(row["id"], row["cidr"], gateway(row["cidr"]))) for row in rows}
+        self._subnets = {one: made.get(one) or self._subnets[one] for one in versions}
+
+    def _read_rules(self, tx: Transaction, present: Mapping[str, tuple[tuple[str, int], ...]]) -> None:
+        """The rules of every group: a rule that comes, goes or changes raises its group's version."""
+        versions = {one: version for pairs in present.values() for one, version in pairs}
+        stale = [one for one, version in versions.items() if self._rules.get(one, (0,))[0] != version]
+        rows = _by(tx.among(tables.security_group_rules, "group_id", stale), "group_id")
+        made = {one: (versions[one], tuple(sorted(rule_of(row) for row in rows.get(one, [])))) for one in stale}
+        self._rules = {one: made.get(one) or self._rules[one] for one in versions}
+
+    def _network(
+        self,
+        vpc: Row,
+        subnets: tuple[tuple[str, int], ...],
+        groups: tuple[tuple[str, int], ...],
+        everywhere: list[_Interface],
+        before: NetworkSpec | None,
+    ) -> NetworkSpec:
         here = [one.spec for one in everywhere if one.instance_id in self._instances]
         members: dict[str, list[str]] = {}
         for one in everywhere:
             for group in one.spec.groups:
                 members.setdefault(group, []).append(one.spec.address)
         used = {group for spec in here for group in spec.groups}
-        groups = {row["id"] for row in tx.among(tables.security_groups, "vpc_id", [vpc["id"]])}
-        rules = _by(tx.among(tables.security_group_rules, "group_id", list(groups)), "group_id")
+        present = {one for one, _ in groups}
         # A rule may name a group that has no member here: its addresses still matter.
-        peers = {rule["peer_group"] for group in used for rule in rules.get(group, []) if rule["peer_group"]}
+        peers = {rule.group for group in used & present for rule in self._rules[group][1] if rule.group}
+        known = {one.group_id: one for one in before.groups} if before else {}
         # A group that is only named by others' rules matters for its members alone; its rules may name yet others.
+        wanted = (
+            GroupSpec(one, self._rules[one][1] if one in used else (), tuple(sorted(members.get(one, []))))
+            for one in sorted((used | peers) & present)
+        )
         return NetworkSpec(
             vpc_id=vpc["id"],
             cidr=vpc["cidr"],
-            domain=dns_domain(region),
+            domain=dns_domain(vpc["region"]),
             resolver=resolver(vpc["cidr"]),
-            subnets=tuple(
-                SubnetSpec(row["id"], row["cidr"], gateway(row["cidr"]))
-                for row in sorted(tx.select(tables.subnets, vpc_id=vpc["id"]), key=lambda row: str(row["id"]))
-            ),
+            subnets=tuple(self._subnets[one][1] for one, _ in subnets),
             interfaces=tuple(here),
-            groups=tuple(
-                GroupSpec(
-                    one,
-                    tuple(sorted(rule_of(row) for row in rules.get(one, []))) if one in used else (),
-                    tuple(sorted(members.get(one, []))),
-                )
-                for one in sorted(used | peers)
-                if one in groups
-            ),
+            # What has not changed stays the same value: who compares it with the last one need not look inside.
+            groups=tuple(_same_or(known.get(one.group_id), one) for one in wanted),
         )
+
+
+def _same_or(known: GroupSpec | None, made: GroupSpec) -> GroupSpec:
+    if known is not None and known.rules is made.rules and known.members == made.members:
+        return known
+    return made
 
 
 CHUNK = 500
@@ -220,6 +276,21 @@ CHUNK = 500
 
 def _version(known: _Instance | _Interface | None) -> int:
     return known.version if known is not None else 0
+
+
+@cache
+def _by_vpc_statement(table: sa.Table) -> Any:
+    among = table.c.vpc_id.in_(sa.bindparam("among", expanding=True))
+    return sa.select(table.c.vpc_id, table.c.id, table.c.version).where(among).order_by(table.c.id)
+
+
+def _by_vpc(tx: Transaction, table: sa.Table, vpcs: list[str]) -> dict[str, tuple[tuple[str, int], ...]]:
+    """VPC -> (id, version) of its rows of a table, by id."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for start in range(0, len(vpcs), CHUNK):
+        for vpc, one, version in tx.execute(_by_vpc_statement(table), {"among": vpcs[start : start + CHUNK]}).all():
+            found.setdefault(vpc, []).append((one, version))
+    return {vpc: tuple(pairs) for vpc, pairs in found.items()}
 
 
 @cache

@@ -20,16 +20,15 @@ from haneul.model.generation import noted
 from haneul.model.image import CatalogueImage
 from haneul.model.instance import Observed, Reason, ended_by_itself, why_ended
 from haneul.model.instance_types import instance_types
+from haneul.model.times import gmt
 from haneul.reconcile import assign
 from haneul.reconcile.assign import Assigner, Signer
-from haneul.services import placement
-from haneul.services.context import gmt
-from haneul.services.ec2.images import sync_catalogue
-from haneul.services.ec2.instances.views import desired, state_of
-from haneul.services.ec2.instances.views import observed as observed_of
-from haneul.store import tables
+from haneul.reconcile.catalogue import sync_catalogue
+from haneul.store import capacity, tables
 from haneul.store.database import Row, Store, Transaction
 from haneul.store.ownership import check_epoch
+from haneul.store.rows import desired, state_of
+from haneul.store.rows import observed as observed_of
 
 log = logging.getLogger(__name__)
 #: Something that happened, for people: `event` says what, the rest depends on it.
@@ -315,7 +314,7 @@ class Control:
     def _settle_stopped(self, tx: Transaction, row: Row) -> bool:
         """A stopped instance holds no capacity and no public address."""
         holds = bool(row["reserved_memory_mib"])
-        placement.release(tx, row)
+        capacity.release(tx, row)
         table = tables.interfaces
         public = tx.select(table, table.c.public_address.is_not(None), instance_id=row["id"])
         for interface in public:
@@ -324,7 +323,7 @@ class Control:
 
     def _finish(self, tx: Transaction, row: Row) -> None:
         """Nothing of the machine is left: so goes what belonged to it. The row stays to be described."""
-        placement.release(tx, row)
+        capacity.release(tx, row)
         gone = []
         for volume in tx.select(tables.volumes, instance_id=row["id"]):
             if volume["delete_on_termination"]:

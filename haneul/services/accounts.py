@@ -12,7 +12,7 @@ from typing import Any
 
 from haneul.errors import CloudError
 from haneul.model.ids import new_access_key
-from haneul.services.ec2.images import CATALOGUE_OWNER
+from haneul.model.image import CATALOGUE_OWNER
 from haneul.store import tables
 from haneul.store.database import Row, Transaction
 

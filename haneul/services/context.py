@@ -14,9 +14,12 @@ from haneul.config import Settings
 from haneul.errors import CloudError
 from haneul.model.aws import service_model
 from haneul.model.ids import NewId
+from haneul.model.times import moment
 from haneul.store.database import Row, Transaction
 
 Input = dict[str, Any]
+
+
 Output = dict[str, Any]
 
 
@@ -96,15 +99,6 @@ class Context:
         return identifier
 
 
-def moment(seconds: float) -> dt.datetime:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC)
-
-
-def gmt(seconds: float) -> str:
-    """The form of the times in `StateTransitionReason`."""
-    return moment(seconds).strftime("%Y-%m-%d %H:%M:%S GMT")
-
-
 @dataclass(frozen=True)
 class Later:
     """An answer that has to wait for a server: it is asked for when the transaction has ended."""
@@ -149,7 +143,11 @@ class Operations:
 
 
 OPERATIONS = Operations()
+
+
 ec2 = OPERATIONS.of("ec2")
+
+
 sts = OPERATIONS.of("sts")
 
 

@@ -124,8 +124,6 @@ def reserve(
             return str(server["id"])
 
 
-# --- placement groups -------------------------------------------------------------------------------
-
 MAX_SPREAD = 7
 
 
@@ -161,17 +159,3 @@ def least_used_partition(partitions: int, members: Iterable[Member]) -> list[int
     """The partitions, those with the fewest instances first."""
     counts = Counter(member.partition for member in members)
     return sorted(range(1, partitions + 1), key=lambda number: (counts[number], number))
-
-
-def release(tx: Transaction, instance: Row) -> None:
-    """Give back what an instance holds; holding nothing is fine."""
-    if not instance["reserved_memory_mib"] and not instance["reserved_vcpus"]:
-        return
-    table = tables.servers
-    tx.update_where(
-        table,
-        table.c.id == instance["server_id"],
-        reserved_memory_mib=table.c.reserved_memory_mib - instance["reserved_memory_mib"],
-        reserved_vcpus=table.c.reserved_vcpus - instance["reserved_vcpus"],
-    )
-    tx.update(tables.instances, instance["id"], reserved_memory_mib=0, reserved_vcpus=0)

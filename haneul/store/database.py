@@ -25,12 +25,11 @@ from sqlalchemy import Connection, Engine, Table, event
 
 from haneul.errors import CloudError
 from haneul.store import tables
+from haneul.store.locks import WRITER_LOCK
 
 log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 IN_CHUNK = 500
-#: The one writer's lock on PostgreSQL (any number that no other program uses in this database).
-WRITER_LOCK = 0x68616E65756C
 #: Page caches of SQLite, KiB for each connection.
 WRITER_KIB, READER_KIB = 8000, 400
 
@@ -114,7 +113,7 @@ def _begin(sqlite: bool) -> Any:
 class Transaction:
     """One unit of work. Reads give mappings; writes raise the version of what they change and of its owner.
 
-    `wakes` says that the commit changes something that an agent has to act on.
+    `wakes` says that the commit changes something that an agent has to act on (`tables.ASSIGNED`).
     """
 
     def __init__(self, connection: Connection, writable: bool) -> None:
@@ -166,7 +165,7 @@ class Transaction:
         if not rows:
             return
         self._connection.execute(sa.insert(table), rows if len(rows) > 1 else rows[0])
-        self.wakes = True
+        self.wakes |= table in tables.ASSIGNED
         self._inserted.update(row["id"] for row in rows if "id" in row)
         if table is tables.tags:
             self._touch_resources({row["resource_id"] for row in rows})
@@ -182,12 +181,12 @@ class Transaction:
             column, owner = tables.OWNERS[table]
             self._touch(owner, values.get(column, ""))
         self._connection.execute(_update(table, tuple(values)), given | {"key": key})
-        self.wakes = True
+        self.wakes |= table in tables.ASSIGNED
 
     def update_where(self, table: Table, condition: Any, **values: Any) -> int:
         """A conditional update that raises no version; gives how many rows met the condition."""
         changed = self._connection.execute(sa.update(table).where(condition).values(**values)).rowcount
-        self.wakes = True
+        self.wakes |= table in tables.ASSIGNED
         return int(changed)
 
     def delete(self, table: Table, *where: Any, **equal: Any) -> None:
@@ -204,7 +203,7 @@ class Transaction:
             for one, server in self._connection.execute(held_here).all():
                 self.bury(tables.HELD[table], one, server)
         self._connection.execute(sa.delete(table).where(*conditions))
-        self.wakes = True
+        self.wakes |= table in tables.ASSIGNED
 
     def bury(self, kind: str, one: str, server_id: str) -> None:
         """Write the tombstone of something that a server holds; it stays until the server has nothing of it left."""

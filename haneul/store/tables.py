@@ -371,6 +371,11 @@ OWNERS: dict[Table, tuple[str, Table]] = {
     security_group_rules: ("group_id", security_groups),
 }
 
+#: What assignments are made of: a change of anything else is no agent's business.
+ASSIGNED = frozenset(
+    {instances, volumes, interfaces, vpcs, subnets, security_groups, security_group_rules, tags, tombstones}
+)
+
 #: Resources that leave something on a server -> what that is. Deleting such a row writes the tombstone.
 HELD: dict[Table, str] = {instances: "machine", volumes: "volume"}
 

@@ -17,10 +17,10 @@ from haneul.model.assignment import MachineReport, Report, ServerFacts
 from haneul.model.generation import GENERATIONS
 from haneul.model.image import CatalogueImage
 from haneul.reconcile.assign import Signer
+from haneul.reconcile.catalogue import sync_catalogue
 from haneul.reconcile.control import Control
 from haneul.services.context import Caller
 from haneul.services.dispatch import Cloud
-from haneul.services.ec2.images import sync_catalogue
 from haneul.store import tables
 from haneul.store.database import Store
 from tests.conformance.conftest import FakeCloud

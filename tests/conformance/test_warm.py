@@ -10,7 +10,7 @@ import pytest
 
 from haneul.errors import CloudError
 from haneul.model.image import CatalogueImage
-from haneul.services.ec2.images import sync_catalogue
+from haneul.reconcile.catalogue import sync_catalogue
 from tests.conformance.conftest import FakeCloud
 from tests.conformance.test_instances import refused, run
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from haneul.drivers.fake import FakeMetadata, FakeServer, World
-from haneul.drivers.host import probe
+from haneul.drivers.host import linux, probe
 from haneul.drivers.host.linux import LinuxServer, find_kernel
 from haneul.drivers.interface import MetadataDriver, ServerDriver
 from haneul.drivers.machines.uml import engine as uml
 from haneul.drivers.metadata import MetadataProcess
-from haneul.linux import locks, netns
+from haneul.linux import kvm, locks, netns
 from haneul.model.assignment import MetadataSpec
 from tests.contract.test_machines import IMAGES
 
@@ -47,7 +47,7 @@ def test_facts_are_there_at_once(server: ServerDriver) -> None:
 def test_the_verdict_is_kept_for_this_boot_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = tmp_path / "probes.json"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    monkeypatch.setattr(probe, "kvm_device", lambda: "")
+    monkeypatch.setattr(linux, "kvm_device", lambda: "")
     verdict.write_text(json.dumps({"boot_id": boot, "kvm": "it hangs"}))
     assert asyncio.run(LinuxServer(verdict, tmp_path, "auto", lambda: None, _nothing).kvm()) == "it hangs"
     verdict.write_text(json.dumps({"boot_id": "another", "kvm": "it hangs"}))
@@ -102,11 +102,7 @@ def test_only_a_guest_that_ran_says_usable() -> None:
 def test_a_kvm_without_hardware_is_refused_in_time() -> None:
     """/dev/kvm opens, answers and makes a machine also where the processor has neither VMX nor SVM; a guest hangs there."""
     kernel = find_kernel(IMAGES)
-    if (
-        kernel is None
-        or shutil.which("qemu-system-x86_64") is None
-        or probe.kvm_device().startswith(("there is", "no "))
-    ):
+    if kernel is None or shutil.which("qemu-system-x86_64") is None or kvm.kvm_device().startswith(("there is", "no ")):
         pytest.skip("it needs a /dev/kvm, QEMU and a built image")
     if {"vmx", "svm"} & set(Path("/proc/cpuinfo").read_text().split()):
         pytest.skip("this processor has hardware virtualization")
@@ -124,7 +120,7 @@ def test_what_is_had_again_at_once_is_not_kept(
     async def boots(*_: object) -> str:
         return found
 
-    monkeypatch.setattr(probe, "kvm_device", lambda: "")
+    monkeypatch.setattr(linux, "kvm_device", lambda: "")
     monkeypatch.setattr(probe, "boots", boots)
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "vmlinuz").touch()

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from haneul.drivers.host import probe
+from haneul.linux import kvm
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from haneul.drivers.host import probe
     ],
 )
 def test_machines_open_the_device_by_a_group_that_is_not_roots(mode: int, group: int, groups: list[int] | None) -> None:
-    assert probe.opening_groups(0o020000 | mode, group) == groups
+    assert kvm.opening_groups(0o020000 | mode, group) == groups
 
 
 def test_a_process_that_cannot_be_killed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

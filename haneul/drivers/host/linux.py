@@ -13,6 +13,7 @@ from pathlib import Path
 from haneul.drivers.host import probe
 from haneul.drivers.machines.qemu.command import Accelerator
 from haneul.linux import files
+from haneul.linux.kvm import kvm_device
 from haneul.model.assignment import ServerFacts
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class LinuxServer:
 
     async def kvm(self) -> str:
         """Why KVM is not usable; empty if it is. Probes if that was not done in this boot."""
-        return probe.kvm_device() or await self._verdict("kvm", self._probe_kvm)
+        return kvm_device() or await self._verdict("kvm", self._probe_kvm)
 
     async def paravirtual(self) -> str:
         """Why there are no paravirtual machines; empty if there are. Probes if that was not done in this boot."""
@@ -130,7 +131,7 @@ class LinuxServer:
     async def facts(self) -> ServerFacts:
         if self._task is None:
             self._found = self._remembered()
-            if missing := probe.kvm_device():
+            if missing := kvm_device():
                 self._found["kvm"] = missing
         if self._is_worth_probing():
             self._task = asyncio.create_task(self._probe())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,48 +11,19 @@ import sqlalchemy as sa
 from haneul.errors import CloudError, combination, invalid, missing, not_found
 from haneul.model.generation import COMMON, GENERATIONS, WAYS, Generation, VirtualizationType, parse
 from haneul.model.ids import is_id
-from haneul.model.image import CatalogueImage
-from haneul.services.context import Context, Input, Output, ec2, moment
+from haneul.model.image import CATALOGUE_ALIAS, CATALOGUE_OWNER
+from haneul.model.times import moment
+from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import check_ids, matching, page
 from haneul.services.ec2 import tags
 from haneul.services.ec2.storage import volumes
 from haneul.store import tables
-from haneul.store.database import Row, Transaction
+from haneul.store.database import Row
 
 _ACCOUNT = re.compile(r"[0-9]{12}\Z")
+
+
 _AMI_NAME = re.compile(r"[a-zA-Z0-9()\[\] ./\-'@_]{3,128}\Z")
-
-#: The owner of the catalogue, as `OwnerId` shows it and `--owners` takes it.
-CATALOGUE_OWNER = "100000000000"
-CATALOGUE_ALIAS = "haneul"
-
-
-def sync_catalogue(tx: Transaction, catalogue: Iterable[CatalogueImage]) -> None:
-    """Make the public images those of the image store. Writes only what differs."""
-    wanted = {image.image_id: image for image in catalogue}
-    present = {row["id"]: row for row in tx.select(tables.images, account=tables.EVERYONE)}
-    for gone in present.keys() - wanted.keys():
-        tx.delete(tables.images, id=gone)
-    for image_id, image in wanted.items():
-        values = {
-            "name": image.name,
-            "description": image.description,
-            "architecture": image.architecture,
-            "disk": image.disk,
-            "snapshot_id": image.snapshot_id,
-            "size_gib": image.size_gib,
-            "public": True,
-            "created": image.created,
-            "root_device": image.root_device,
-            "more": {"user": image.user, "generations": list(image.generations)}
-            | ({"owner": image.owner, "alias": image.alias} if image.owner else {}),
-        }
-        old = present.get(image_id)
-        if old is None:
-            everyone = {"account": tables.EVERYONE, "region": tables.EVERYONE}
-            tx.insert(tables.images, id=image_id, **everyone, **values, block_devices=[])
-        elif any(old[name] != value for name, value in values.items()):
-            tx.update(tables.images, image_id, **values)
 
 
 def visible(ctx: Context, *where: Any, **equal: Any) -> list[Row]:
@@ -400,9 +371,6 @@ def deregister_image(ctx: Context, params: Input) -> Output:
     ctx.tx.delete(tables.image_permissions, image_id=image_id)
     tags.remove_all(ctx, image_id)
     return {"Return": True}
-
-
-# --- attributes -------------------------------------------------------------------------------------
 
 
 def _known(ctx: Context, image_id: str) -> Row:

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from haneul.errors import CloudError, invalid, missing, not_found
+from haneul.model.times import moment
 from haneul.services import quotas
-from haneul.services.context import Context, Input, Output, ec2, moment
+from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import Listing, describe, with_named
 from haneul.services.ec2 import tags
 from haneul.store import tables

@@ -10,7 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from haneul.store.database import WRITER_LOCK
+from haneul.store.locks import WRITER_LOCK
 from haneul.store.tables import metadata, store_identity
 
 HEAD = "0003"

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from haneul.drivers.host import probe
 from haneul.drivers.machines.engine import Boot, Launch, Resume
 from haneul.drivers.machines.folder import cold, confined, take_back_cold
 from haneul.drivers.machines.qemu import command as qemu_command
 from haneul.drivers.machines.qemu.command import Accelerator, Kernel, Warm
 from haneul.drivers.machines.qemu.templates import Shape, Template, Templates
+from haneul.linux import kvm
 from haneul.model.assignment import MachineSpec
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class QemuEngine:
         accelerator = self.accelerator(boot.spec)
         own = self._command(boot, accelerator)
         # Where no group opens KVM's device, QEMU says so.
-        groups = (probe.kvm_groups() or []) if accelerator == "kvm" else []
+        groups = (kvm.kvm_groups() or []) if accelerator == "kvm" else []
 
         def launched(
             given: list[str] | None, descriptors: tuple[int, ...] = (), resume: Resume | None = None

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from haneul.drivers.host import probe_guest as guest
 from haneul.drivers.interface import DriverError
+from haneul.drivers.machines import probe_guest as guest
 from haneul.drivers.machines.engine import Boot, Launch
 from haneul.drivers.machines.folder import Places, confined
 from haneul.drivers.machines.uml import command as uml_command

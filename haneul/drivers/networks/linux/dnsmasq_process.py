@@ -28,6 +28,10 @@ class DnsmasqProcess:
     namespace: Path
     uplink: bool
 
+    @property
+    def is_alive(self) -> bool:
+        return locks.held(self.place / "dnsmasq.lock")
+
     async def ensure(self, told: bool) -> None:
         """It runs and knows the network. `told`: this haneul has told it before what its files then said."""
         place = self.place

@@ -96,7 +96,7 @@ class BridgeNetworks:
             self._forget_loaded(network.vpc_id)
             self._applied.pop(network.vpc_id, None)
             return False
-        return locks.held(self._files(network.vpc_id) / "dnsmasq.lock")
+        return self._dnsmasq(network).is_alive
 
     async def open_tap(self, nic: NicSpec) -> int:
         if nic.vpc_id not in self._applied:
@@ -157,11 +157,11 @@ class BridgeNetworks:
         if not netns.exists(place):
             self._forget_loaded(vpc_id)
             await asyncio.to_thread(netns.create, place)
-        wanted = nftables.ruleset(network)
+        before = self._applied.get(vpc_id)
         loaded = self._loaded.get(vpc_id)
+        wanted = nftables.ruleset(network, (before, loaded.ruleset) if before and loaded else None)
         script = nftables.difference(loaded.ruleset, wanted) if loaded else nftables.whole(wanted)
         side = self._links.of(vpc_id) or self._links.allocate(vpc_id, await netns.inside(place, present_side))
-        before = self._applied.get(vpc_id)
         if before is None or before.subnets != network.subnets or used(before) != used(network):
             with self.edge.opened() as edge:
                 await netns.inside(place, lambda: make_vpc(network, edge, edge_port(vpc_id), side))
@@ -172,8 +172,10 @@ class BridgeNetworks:
             self._loaded[vpc_id] = _Loaded(wanted, await netns.inside(place, Generation))
         else:
             self._loaded[vpc_id] = replace(loaded, ruleset=wanted)
-        await self.edge.route(vpc_id, side, sorted(one.public for one in network.interfaces if one.public))
-        await self._dnsmasq(network).ensure(told=vpc_id in self._applied)
+        dnsmasq = self._dnsmasq(network)
+        if before is None or replace(before, groups=network.groups) != network or not dnsmasq.is_alive:
+            await self.edge.route(vpc_id, side, sorted(one.public for one in network.interfaces if one.public))
+            await dnsmasq.ensure(told=vpc_id in self._applied)
 
     def _dnsmasq(self, network: NetworkSpec) -> DnsmasqProcess:
         return DnsmasqProcess(network, self._files(network.vpc_id), self.namespace(network.vpc_id), self.uplink)

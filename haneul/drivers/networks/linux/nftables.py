@@ -192,14 +192,22 @@ def _quoted(port: str) -> str:
     return f'"{port}"'
 
 
-def ruleset(network: NetworkSpec) -> Ruleset:
+def ruleset(network: NetworkSpec, before: tuple[NetworkSpec, Ruleset] | None = None) -> Ruleset:
+    """`before` is a value of the same VPC with its ruleset: of groups that are the same there, nothing is written anew."""
     chains: dict[str, tuple[str, ...]] = {}
     sets: dict[str, str] = {}
     elements: dict[tuple[str, str], frozenset[str]] = {}
+    known = {one.group_id: one for one in before[0].groups} if before else {}
     for group in network.groups:
-        chains.update(_group(group))
         sets[_member_set(group.group_id)] = "ipv4_addr"
-        elements["ip vpc", _member_set(group.group_id)] = frozenset(group.members)
+        place = ("ip vpc", _member_set(group.group_id))
+        if before is not None and known.get(group.group_id) is group:
+            names = (_group_chain(group.group_id, direction) for direction in ("ingress", "egress"))
+            chains.update((name, before[1].chains[name]) for name in names)
+            elements[place] = before[1].elements[place]
+            continue
+        chains.update(_group(group))
+        elements[place] = frozenset(group.members)
     for one in network.interfaces:
         chains.update(_interface(one))
     for direction in ("egress", "ingress"):
@@ -246,7 +254,7 @@ def _changes(loaded: Ruleset, wanted: Ruleset) -> list[str]:
     made += [f"add chain ip vpc {name}" for name in wanted.chains if name not in loaded.chains]
     filled: list[str] = []
     for name, rules in wanted.chains.items():
-        if loaded.chains.get(name, ()) != rules:
+        if (before := loaded.chains.get(name, ())) is not rules and before != rules:
             filled += [f"flush chain ip vpc {name}"] if loaded.chains.get(name) else []
             filled += [f"add rule ip vpc {name} {rule}" for rule in rules]
     taken, given = _elements(loaded, wanted)

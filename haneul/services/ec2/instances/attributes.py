@@ -13,9 +13,10 @@ from haneul.services.ec2.instances import generations, launch_rules, placement_g
 from haneul.services.ec2.instances import types as instance_types
 from haneul.services.ec2.instances.describe import find
 from haneul.services.ec2.instances.power import incorrect
-from haneul.services.ec2.instances.views import state_of, views
+from haneul.services.ec2.instances.views import views
 from haneul.store import tables
 from haneul.store.database import Row
+from haneul.store.rows import state_of
 
 
 def _interface_of(ctx: Context, row: Row) -> Row | None:

@@ -10,7 +10,7 @@ from haneul.services.context import Context, Input, Later, Output, ec2
 from haneul.services.ec2.instances import types as instance_types
 from haneul.services.ec2.instances.describe import find
 from haneul.services.ec2.instances.power import incorrect
-from haneul.services.ec2.instances.views import state_of
+from haneul.store.rows import state_of
 
 #: The largest display of which there is a screenshot (8K).
 MOST_PIXELS = 7680 * 4320

@@ -12,9 +12,9 @@ from haneul.model.instance_types import instance_types
 from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import matching, page
 from haneul.services.ec2.instances import describe
-from haneul.services.ec2.instances.views import state_of
 from haneul.store import tables
 from haneul.store.database import Row
+from haneul.store.rows import state_of
 
 
 def _default(instance_type: str) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 from haneul.errors import missing
 from haneul.model.instance import STATE_CODES
 from haneul.model.region import zone_id
-from haneul.services.context import Context, Input, Output, ec2, moment
+from haneul.model.times import moment
+from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import Computed, Listing, Related, check_ids, describe, listed, require
-from haneul.services.ec2.instances.views import reservations, state_of, state_view, views
+from haneul.services.ec2.instances.views import reservations, state_view, views
 from haneul.store import tables
 from haneul.store.database import Row
+from haneul.store.rows import state_of
 
 
 def find(ctx: Context, ids: list[str]) -> list[Row]:

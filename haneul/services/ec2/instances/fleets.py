@@ -8,8 +8,9 @@ from typing import Any
 
 from haneul.errors import CloudError, invalid, missing
 from haneul.model.instance_types import instance_types
+from haneul.model.times import moment
 from haneul.services import kept_answers
-from haneul.services.context import Context, Input, Output, ec2, moment
+from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import Listing, describe, matching
 from haneul.services.ec2 import tags
 from haneul.services.ec2.instances import launch, launch_templates, power

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 
 from haneul.errors import CloudError, combination, invalid, missing
 from haneul.model.ids import is_id
+from haneul.model.times import moment
 from haneul.services import kept_answers, quotas
-from haneul.services.context import Context, Input, Output, ec2, moment
+from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import Listing, describe, matching, page, with_named
 from haneul.services.ec2 import tags
 from haneul.services.ec2.instances import launch_rules

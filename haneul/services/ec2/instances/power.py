@@ -7,15 +7,17 @@ from typing import Any
 
 from haneul.errors import CloudError
 from haneul.model.instance import Reason, State, user_initiated
+from haneul.model.times import gmt
 from haneul.services import placement, quotas
-from haneul.services.context import Context, Input, Output, ec2, gmt
+from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.ec2.instances import generations, placement_groups
 from haneul.services.ec2.instances import types as instance_types
 from haneul.services.ec2.instances.describe import find
 from haneul.services.ec2.instances.launch_addresses import take_public
-from haneul.services.ec2.instances.views import state_of, state_view
-from haneul.store import tables
+from haneul.services.ec2.instances.views import state_view
+from haneul.store import capacity, tables
 from haneul.store.database import Row
+from haneul.store.rows import state_of
 
 
 def incorrect(row: Row, verb: str) -> CloudError:
@@ -66,7 +68,7 @@ def _start(ctx: Context, row: Row, now: State) -> None:
         return
     if now != "stopped":
         raise incorrect(row, "started")
-    placement.release(ctx.tx, row)
+    capacity.release(ctx.tx, row)
     kind = instance_types.find(row["instance_type"])
     generations.check(ctx, kind, generations.of_instance(ctx, row))
     quotas.room_for_vcpus(ctx, kind)

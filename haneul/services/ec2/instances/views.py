@@ -5,30 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from haneul.model.instance import STATE_CODES, Desired, Observed, State, state
+from haneul.model.instance import STATE_CODES, State
 from haneul.model.instance_types import instance_types
 from haneul.model.region import private_dns_name, public_dns_name, zone_id
-from haneul.services.context import Context, Output, moment
+from haneul.model.times import moment
+from haneul.services.context import Context, Output
 from haneul.services.ec2 import options, tags
 from haneul.services.ec2.network import interfaces as enis
 from haneul.services.ec2.network import views as network_views
 from haneul.services.ec2.storage import volumes
 from haneul.store import tables
 from haneul.store.database import Row
-
-
-def desired(row: Row) -> Desired:
-    return Desired(row["power"], row["boot_count"], row["started_at_boot"], row["force"])
-
-
-def observed(row: Row) -> Observed | None:
-    if row["observed_power"] is None:
-        return None
-    return Observed(row["observed_power"], row["observed_boot_count"], row["observed_cause"], row["observed_detail"])
-
-
-def state_of(row: Row) -> State:
-    return state(desired(row), observed(row))
+from haneul.store.rows import state_of
 
 
 def state_view(one: State) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from haneul.model.region import private_dns_name
-from haneul.services.context import Context, Input, Output, ec2, moment
+from haneul.model.times import moment
+from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import Computed, Listing, describe
 from haneul.services.ec2 import tags
 from haneul.services.ec2.network.views import association, group_names, group_views

@@ -19,6 +19,7 @@ from haneul.services.describe import Listing, describe, require, with_named
 from haneul.services.ec2 import tags
 from haneul.store import tables
 from haneul.store.database import Row
+from haneul.store.rows import rule_of
 
 _NAME = re.compile(r"[\w .:/()#,@\[\]+=&;{}!$*-]{1,255}\Z", re.ASCII)
 _LEGACY = ("IpProtocol", "FromPort", "ToPort", "CidrIp", "SourceSecurityGroupName")
@@ -118,18 +119,6 @@ def _rules(ctx: Context, params: Input, group: Row, direction: Direction) -> Ite
         if not peers:
             raise CloudError("InvalidParameterValue", "A rule needs a CIDR range or a group as its peer.")
         yield from peers
-
-
-def rule_of(row: Row) -> Rule:
-    return Rule(
-        row["direction"],
-        row["protocol"],
-        row["from_port"],
-        row["to_port"],
-        row["cidr"],
-        row["cidr6"],
-        row["peer_group"],
-    )
 
 
 def _spell(rule: Rule) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from haneul.errors import CloudError, combination, invalid
 from haneul.model.region import zone_id
-from haneul.services.context import Context, Input, Output, ec2, moment
+from haneul.model.times import moment
+from haneul.services.context import Context, Input, Output, ec2
 from haneul.services.describe import Listing, describe
 from haneul.services.ec2 import options, tags
 from haneul.store import tables
