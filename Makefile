@@ -23,7 +23,9 @@ setup: .venv/installed  ## System packages and the virtual environment; nothing 
 .clients/installed: tests/clients/requirements.lock tests/clients/collection.lock tests/clients/node/package-lock.json
 	@scripts/clients $(PYTHON)
 
-test: setup .clients/installed  ## Every test but the slow ones; real guests boot, in a network of their own
+test: setup .clients/installed  ## Linters, types, and every test but the slow ones; real guests boot, in a network of their own
+	@scripts/packages shellcheck
+	scripts/lint
 	$(SUDO) scripts/test $(SUITES) -m "not slow"
 
 test-slow: setup .clients/installed  ## What needs longer
@@ -31,10 +33,9 @@ test-slow: setup .clients/installed  ## What needs longer
 	$(SUDO) scripts/test $(SUITES) -m slow
 
 check: .venv/installed  ## Linters, types, the direction of imports, the dependencies' licences and known vulnerabilities
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	@scripts/packages shellcheck
+	scripts/lint
+	$(BIN)/python -m pytest -q tests/unit/test_imports.py
 	$(BIN)/python scripts/audit
 
 format: .venv/installed

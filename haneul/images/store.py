@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from haneul.errors import SettingsError
-from haneul.images.recipes import lab, recipes
+from haneul.images.recipes import debian, lab, tiny
 from haneul.images.resume import unit as resume
 from haneul.model import generation
 from haneul.model.generation import Generation
@@ -65,7 +65,7 @@ RECIPES = {
             "Debian 12 (bookworm) with cloud-init, built from packages",
             8,
             "admin",
-            recipes.build_debian,
+            debian.build_debian,
             _CLOUD_KERNEL,
             default=True,
             resume=resume.PROTOCOL,
@@ -75,7 +75,7 @@ RECIPES = {
             "Debian 12 (bookworm) with the kernel for all machines: boots under every generation",
             8,
             "admin",
-            recipes.build_debian_generic,
+            debian.build_debian_generic,
             resume=resume.PROTOCOL,
         ),
         Recipe(
@@ -91,7 +91,7 @@ RECIPES = {
             "busybox and dropbear, for many guests and fast tests",
             1,
             "root",
-            recipes.build_tiny,
+            tiny.build_tiny,
             _CLOUD_KERNEL,
             resume=resume.PROTOCOL,
         ),
@@ -100,7 +100,7 @@ RECIPES = {
             "tiny with drivers of emulated devices: boots under every generation",
             1,
             "root",
-            recipes.build_tiny_generic,
+            tiny.build_tiny_generic,
             resume=resume.PROTOCOL,
         ),
     )

@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from haneul.images.recipes import recipes
-from haneul.images.recipes.recipes import Say
+from haneul.images.build import tools as recipes
+from haneul.images.build.tools import Say
 
 PLACE = Path(__file__).parents[2] / "build" / "nested"
 #: Configured by nobody: nothing here needs what their maintainers' scripts do.

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from haneul.images import store
-from haneul.images.recipes import recipes
+from haneul.images.build import initrd
+from haneul.images.recipes import debian, tiny
 from haneul.images.resume import unit as resume
 from haneul.model import generation
 
@@ -52,7 +53,7 @@ def modules(tmp_path: Path) -> Path:
 
 
 def order(modules: Path, *names: str) -> list[str]:
-    return [path.stem for path in recipes.with_dependencies(modules, names)]
+    return [path.stem for path in initrd.with_dependencies(modules, names)]
 
 
 def test_a_module_comes_behind_what_it_needs(modules: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_folder_beside_the_disk_keeps_its_programs(tmp_path: Path) -> None:
 
 
 def test_scripts_of_images_are_shell() -> None:
-    scripts = recipes.TINY_SCRIPTS | recipes.DEBIAN_SCRIPTS | {"init": recipes.INITRD_INIT}
+    scripts = tiny.TINY_SCRIPTS | debian.DEBIAN_SCRIPTS | {"init": initrd.INITRD_INIT}
     for name, text in scripts.items():
         done = subprocess.run(["sh", "-n"], input=text, capture_output=True, text=True, check=False)
         assert not done.returncode, f"{name}: {done.stderr}"

@@ -22,7 +22,7 @@ from haneul.drivers.machines.qemu import command as qemu_command
 from haneul.drivers.machines.qemu import engine as qemu
 from haneul.drivers.machines.qemu.engine import QemuEngine
 from haneul.drivers.machines.qemu.templates import Templates
-from haneul.images.recipes import recipes
+from haneul.images.recipes import tiny
 from haneul.images.resume import unit as resume
 from haneul.linux import locks
 from haneul.model.assignment import DiskSpec, GuestIdentity, NicSpec
@@ -170,4 +170,4 @@ def test_server_and_guest_mean_the_same_port() -> None:
     warm = qemu_command.Warm("/m", 5, shared=True)
     words = qemu_command.command(SPEC, Places(Path("/")), files, taps, "tcg", warm=warm)
     assert any(word.endswith(f"name={resume.PORT}") for word in words)
-    assert f"resume {resume.PORT} " in recipes.TINY_SCRIPTS["lib/haneul/boot"]
+    assert f"resume {resume.PORT} " in tiny.TINY_SCRIPTS["lib/haneul/boot"]

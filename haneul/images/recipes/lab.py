@@ -14,7 +14,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from haneul.images.recipes.recipes import FULL_KERNEL, RecipeError, Say, debian_image, in_tree, libraries, link
+from haneul.images.build.tools import RecipeError, Say, in_tree, libraries, link
+from haneul.images.recipes.debian import debian_image
+from haneul.images.recipes.tiny import FULL_KERNEL
 
 PACKAGES = (FULL_KERNEL, "sysbench", "fio", "iperf3", "gcc", "libc6-dev", "pciutils", "dmidecode")
 SOURCE = Path(__file__).parents[2] / "lab" / "measure" / "bench.c"
