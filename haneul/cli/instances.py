@@ -96,7 +96,7 @@ def _printable(line: str) -> str:
     return "".join(character for character in line if character.isprintable()).strip()[:100]
 
 
-def wait_for_ssh(ec2: Any, instance_id: str, say: Callable[[str], None]) -> dict[str, Any]:
+def wait_for_ssh(ec2: Any, instance_id: str, say: Callable[..., None]) -> dict[str, Any]:
     """The instance, once its SSH server greets. Tells phase, elapsed time and the last console line meanwhile."""
     began = time.monotonic()
     while True:
@@ -113,7 +113,9 @@ def wait_for_ssh(ec2: Any, instance_id: str, say: Callable[[str], None]) -> dict
             raise SettingsError(
                 f"{instance_id} does not answer by SSH after {elapsed:.0f} s; `haneul console {instance_id}` shows what it says"
             )
-        say(f"{instance_id} {state}, {elapsed:.0f} s: {_last_line(ec2, instance_id) or 'the firmware is starting'}")
+        said = _last_line(ec2, instance_id) or "the firmware is starting"
+        waits = "has not begun yet" if state == "pending" else "runs; waiting for its SSH server"
+        say(f"{instance_id} {state}, {elapsed:.0f} s: {said}", phase=f"{instance_id} {waits}")
         time.sleep(1.0)
 
 

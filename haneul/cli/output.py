@@ -41,19 +41,20 @@ class progress:
         self._status = err.status("") if self._terminal else None
         self._last = ""
 
-    def __enter__(self) -> Callable[[str], None]:
+    def __enter__(self) -> Callable[..., None]:
         if self._status is not None:
             self._status.start()
         return self._say
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, phase: str = "") -> None:
+        """`text` changes all the time on a terminal; a pipe has a line for each `phase` (default: for each text)."""
         if self._status is not None:
             from rich.markup import escape
 
             self._status.update(escape(text))
-        elif self._every and text != self._last:
-            print(f"  {text}", flush=True)
-        self._last = text
+        elif self._every and (phase or text) != self._last:
+            print(f"  {phase or text}", flush=True)
+        self._last = phase or text
 
     def __exit__(self, *_: object) -> None:
         if self._status is not None:
