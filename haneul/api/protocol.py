@@ -118,7 +118,7 @@ class _Parser:
                     continue
                 raise CloudError("UnknownParameter", f"The parameter {place[:200]} is not recognized")
             name, member = members[wire]
-            if value == "" and _means_nothing(shape, name, member):
+            if value == "" and means_nothing(shape, name, member):
                 continue
             result[name] = self.value(member, value, place)
         for required in shape.required_members:
@@ -157,12 +157,16 @@ class _Parser:
 
 
 #: Members whose empty text is a value: a tag's, an attribute's, a description that is taken away.
-_MAY_BE_EMPTY = frozenset({"Value", "Description", "VersionDescription", "UserData"})
+_MAY_BE_EMPTY = frozenset({"Value", "Description", "VersionDescription", "UserData", "NoDevice"})
+#: (structure, member): ModifyInstancePlacement takes an instance out of its group by an empty name.
+_MAY_BE_EMPTY_THERE = frozenset({("ModifyInstancePlacementRequest", "GroupName")})
 
 
-def _means_nothing(shape: StructureShape, name: str, member: Shape) -> bool:
+def means_nothing(shape: StructureShape, name: str, member: Shape) -> bool:
     """Whether an empty text for the member is the same as none: clients send it for what their user has left out, and EC2 takes it so."""
-    return member.type_name == "string" and name not in shape.required_members and name not in _MAY_BE_EMPTY
+    if name in _MAY_BE_EMPTY or (shape.name, name) in _MAY_BE_EMPTY_THERE:
+        return False
+    return member.type_name == "string" and name not in shape.required_members
 
 
 #: (operation, its required member) -> what EC2 says of a request without it, where that is not MissingParameter with its name.

@@ -49,6 +49,8 @@ class Changes:
     remember: dict[str, tuple[int, str]] = field(default_factory=dict)
     boots: dict[str, int] = field(default_factory=dict)
     afresh: list[str] = field(default_factory=list)
+    #: Volumes that have a file here, or get one of the backup.
+    made: set[str] = field(default_factory=set)
 
 
 def restore(settings: Settings, server: Server, path: Path, options: Options, say: Say) -> list[str]:
@@ -357,7 +359,7 @@ def _compare(
         )
     _check_running(machines, {row["id"] for row in instances}, taken)
     lost = {row["instance_id"] for row in volumes if row["id"] in missing}
-    changes = Changes(afresh=sorted(lost - {""}))
+    changes = Changes(afresh=sorted(lost - {""}), made=here | taken)
     changes.out += [volume_member(name) for name in sorted(here - known)]
     unknown = machines.keys() - {row["id"] for row in instances}
     changes.out += [f"instances/{name}" for name in sorted(unknown)]
@@ -395,6 +397,11 @@ def _follow(changes: Changes, row: Mapping[str, Any], here: Machine | None, afre
 
 
 def _apply(connection: Connection, changes: Changes, slots: Slots) -> None:
+    # Volumes that have no file here are made anew from their images, as the options allow: none of them was made on this server.
+    made = tables.volumes.c
+    connection.execute(
+        sa.update(tables.volumes).where(made.id.not_in(sorted(changes.made))).values(observed_made=False)
+    )
     table = tables.instances
     for name, boots in changes.boots.items():
         connection.execute(sa.update(table).where(table.c.id == name).values(boot_count=boots))

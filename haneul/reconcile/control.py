@@ -352,14 +352,21 @@ class Control:
         with self._store.read() as tx:
             old = [row["id"] for row in tx.select(table, expired)]
             tokens = tx.execute(sa.select(sa.func.min(tables.client_tokens.c.created))).scalar()
+            deregistered = [
+                row["id"]
+                for row in tx.select(tables.images, available=False)
+                if row["more"].get("deregistered", 0) < limit
+            ]
         stale_tokens = tokens is not None and tokens < oldest
-        if not old and not stale_tokens and catalogue == self._known_catalogue:
+        if not old and not stale_tokens and not deregistered and catalogue == self._known_catalogue:
             return
         with self._store.write() as tx:
             tx.wakes = False
             for instance in old:
                 tx.delete(tables.tags, resource_id=instance)
                 tx.delete(table, id=instance)
+            for image in deregistered:
+                tx.delete(tables.images, id=image)
             sync_catalogue(tx, catalogue)
             tx.delete(tables.client_tokens, tables.client_tokens.c.created < oldest)
             tx.wakes = False

@@ -57,7 +57,7 @@ def names(answer: dict[str, Any]) -> set[str]:
 
 
 def tags(one: dict[str, Any]) -> dict[str, str]:
-    return {tag["Key"]: tag["Value"] for tag in one["Tags"]}
+    return {tag["Key"]: tag["Value"] for tag in one.get("Tags", [])}
 
 
 # --- types ------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_the_first_types_are_as_aws_describes_them(ec2: Any) -> None:
     assert networks["m1.medium"] == (2, 6, "Moderate")
     assert networks["e1.small"] == (3, 4, "Low")
     assert {name: one["CurrentGeneration"] for name, one in found.items()} == {
-        name: name == "t3.micro" for name in wanted
+        name: name in ("t2.micro", "t3.micro") for name in wanted
     }
     emulated = found["e1.small"]
     assert emulated["SupportedVirtualizationTypes"] == ["hvm"] and emulated["Hypervisor"] == "xen"
@@ -93,7 +93,7 @@ def test_the_first_types_are_as_aws_describes_them(ec2: Any) -> None:
     [
         ("supported-virtualization-type", "paravirtual", {"t1", "m1"}),
         ("hypervisor", "xen", {"e1", "t1", "m1", "t2"}),
-        ("current-generation", "false", {"e1", "t1", "m1", "t2"}),
+        ("current-generation", "false", {"e1", "t1", "m1"}),
         ("network-info.network-performance", "Very Low", {"t1"}),
         ("ebs-info.maximum-ebs-attachments", "4", {"e1"}),
     ],

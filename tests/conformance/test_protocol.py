@@ -64,7 +64,21 @@ def _requests_differ(kind: str, service: str, operation: Any, method: str, wante
     # A GET carries the same parameters in its query string; libcloud sends all of its requests so.
     received = text if method == "POST" else urlsplit(f"http://127.0.0.1/?{text}").query
     got = protocol.parse(service, operation, parse_qsl(received, keep_blank_values=True))
-    return bool(_plain(got) != _plain(wanted))
+    return bool(_plain(got) != _plain(_without_nothing(operation.input_shape, wanted)))
+
+
+def _without_nothing(shape: Any, value: Any) -> Any:
+    """An empty text that means nothing is left out on the way (`protocol.means_nothing`)."""
+    if shape is None or shape.type_name not in ("structure", "list"):
+        return value
+    if shape.type_name == "list":
+        return [_without_nothing(shape.member, one) for one in value]
+    members = shape.members
+    return {
+        name: _without_nothing(members[name], one)
+        for name, one in value.items()
+        if one != "" or not protocol.means_nothing(shape, name, members[name])
+    }
 
 
 def _answers_differ(kind: str, service: str, operation: Any, wanted: Any) -> bool:

@@ -86,9 +86,7 @@ def test_an_empty_list_of_ids_is_no_small_read(fake: FakeCloud) -> None:
     assert quick("ec2", "DescribeInstances", caller, {"InstanceIds": ["i-1"]})
     assert not quick("ec2", "DescribeInstances", caller, {"InstanceIds": []})
     assert not quick("ec2", "DescribeInstances", caller, {"InstanceIds": ["i-1"], "Filters": []})
-    assert not quick("ec2", "DescribeInstances", Caller("9" * 12, "us-east-1", ""), {"InstanceIds": ["i-1"]}), (
-        "it would write"
-    )
+    assert not quick("ec2", "DescribeVpcs", Caller("9" * 12, "us-east-1", ""), {"VpcIds": ["vpc-1"]}), "it would write"
 
 
 def test_waiting_writers_hold_no_reader_up(fake: FakeCloud) -> None:

@@ -78,7 +78,7 @@ def test_the_life_of_a_template(ec2: Any) -> None:
         ("delete_launch_template", {"LaunchTemplateId": "lt-x"}, "InvalidLaunchTemplateId.Malformed"),
         ("delete_launch_template", {"LaunchTemplateName": "nobody"}, "InvalidLaunchTemplateName.NotFoundException"),
         ("delete_launch_template", {}, "MissingParameter"),
-        ("describe_launch_template_versions", {}, "MissingParameter"),
+        ("describe_launch_template_versions", {}, "InvalidParameterValue"),
     ],
 )  # fmt: skip
 def test_refusals(ec2: Any, call: str, parameters: dict[str, Any], code: str) -> None:

@@ -242,7 +242,7 @@ def tagged(w: World, *kinds: str) -> list[Params]:
 def launch(w: World) -> Params:
     """RunInstances with all that names something, but for counts."""
     return {
-        "ImageId": w.image, "InstanceType": "t3.micro", "KeyName": w.key, "SecurityGroupIds": [w.group, w.group2],
+        "ImageId": w.image, "InstanceType": "m5.large", "KeyName": w.key, "SecurityGroupIds": [w.group, w.group2],
         "SubnetId": w.subnet, "UserData": w.user_data, "Placement": {"GroupName": w.placement},
         "TagSpecifications": tagged(w, "instance", "volume", "network-interface"),
         "BlockDeviceMappings": [{"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 1}}],
@@ -255,7 +255,7 @@ def register(w: World) -> Params:
 
 def fleet(w: World) -> Params:
     specification = {"LaunchTemplateId": w.template, "Version": "2"}
-    overrides = [{"InstanceType": "t3.nano", "SubnetId": w.subnet}]
+    overrides = [{"InstanceType": "c5.large", "SubnetId": w.subnet}]
     return {
         "Type": "instant", "TargetCapacitySpecification": {"TotalTargetCapacity": 1}, "TagSpecifications": tagged(w, "fleet"),
         "LaunchTemplateConfigs": [{"LaunchTemplateSpecification": specification, "Overrides": overrides}],

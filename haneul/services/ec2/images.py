@@ -111,7 +111,7 @@ def _described(ctx: Context, rows: list[Row], wanted: list[str]) -> list[Row]:
             raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{one}"')
     known = {row["id"]: row for row in rows}
     for one in wanted:
-        if one not in known and ctx.tx.get(tables.images, one) is None and (other := stand_in(ctx, one)) is not None:
+        if one not in known and _visible_by_id(ctx, one) is None and (other := stand_in(ctx, one)) is not None:
             known[one] = {**other, "id": one}
     unknown = [one for one in wanted if one not in known]
     if unknown:
@@ -282,7 +282,7 @@ def _disk_of_snapshot(ctx: Context, snapshot: str) -> Row:
     would outlive the permission."""
     check_ids("snap", "InvalidSnapshotID", [snapshot])
     own = tables.images.c.account.in_((ctx.account, tables.EVERYONE))
-    rows = visible(ctx, own, snapshot_id=snapshot)
+    rows = visible(ctx, own, snapshot_id=snapshot, available=True)
     if not rows:
         raise not_found("InvalidSnapshot.NotFound", "snapshot", [snapshot])
     # An image may have been registered of the same snapshot for fewer generations than it boots under.
@@ -367,7 +367,10 @@ def register_image(ctx: Context, params: Input) -> Output:
 @ec2
 def deregister_image(ctx: Context, params: Input) -> Output:
     image_id = _owned_one(ctx, params["ImageId"])["id"]
-    ctx.tx.delete(tables.images, id=image_id)
+    row = ctx.tx.get(tables.images, image_id)
+    assert row is not None
+    # Its id stays known for a while: it is one of haneul's own, which nothing stands in for.
+    ctx.tx.update(tables.images, image_id, available=False, more=row["more"] | {"deregistered": ctx.now})
     ctx.tx.delete(tables.image_permissions, image_id=image_id)
     tags.remove_all(ctx, image_id)
     return {"Return": True}
@@ -377,7 +380,7 @@ def _known(ctx: Context, image_id: str) -> Row:
     if not is_id("ami", image_id):
         raise CloudError("InvalidAMIID.Malformed", f'Invalid id: "{image_id[:80]}"')
     row = _visible_by_id(ctx, image_id)
-    if row is None:
+    if row is None or not row["available"]:
         raise not_found_image(image_id)
     return row
 

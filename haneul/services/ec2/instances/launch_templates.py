@@ -359,7 +359,7 @@ def get_launch_template_data(ctx: Context, params: Input) -> Output:
         }
         for one in view["NetworkInterfaces"]
     ]
-    user_tags = [tag for tag in view["Tags"] or () if not tag["Key"].startswith("aws:")]
+    user_tags = [tag for tag in view.get("Tags", ()) if not tag["Key"].startswith("aws:")]
     data: dict[str, Any] = {
         "ImageId": view["ImageId"],
         "InstanceType": view["InstanceType"],

@@ -97,7 +97,8 @@ def _view(
             "EnableResourceNameDnsARecord": False,
             "EnableResourceNameDnsAAAARecord": False,
         },
-        "Tags": labels or None,  # of one without tags EC2 has no such member
+        # Of one without tags EC2 has no such member.
+        **({"Tags": labels} if labels else {}),
     }
     if row["key_name"]:
         view["KeyName"] = row["key_name"]

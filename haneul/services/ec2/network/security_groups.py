@@ -373,7 +373,7 @@ def _view(ctx: Context, row: Row, rules: list[Row], labels: list[dict[str, str]]
         "SecurityGroupArn": f"arn:aws:ec2:{ctx.region}:{ctx.account}:security-group/{row['id']}",
         "IpPermissions": _permission_views(ctx, [one for one in rules if one["direction"] == "ingress"]),
         "IpPermissionsEgress": _permission_views(ctx, [one for one in rules if one["direction"] == "egress"]),
-        "Tags": labels or None,
+        **({"Tags": labels} if labels else {}),
     }
 
 

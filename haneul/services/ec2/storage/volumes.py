@@ -53,7 +53,7 @@ def _view(row: Row, instance: Row | None, labels: list[dict[str, str]]) -> dict[
         "Iops": row["iops"],
         "Encrypted": False,
         "MultiAttachEnabled": False,
-        "Tags": labels or None,
+        **({"Tags": labels} if labels else {}),
     }
     return view | ({"Throughput": row["throughput"]} if row["kind"] == "gp3" else {})
 
