@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import datetime as dt
+import functools
 import ipaddress
 import logging
 import re
@@ -19,12 +20,13 @@ from botocore.model import OperationModel
 
 from haneul import __version__
 from haneul.api import audit, protocol, signature
+from haneul.api.registry import Registry
 from haneul.api.workers import Workers
 from haneul.errors import CloudError
 from haneul.model.aws import service_model
 from haneul.model.region import is_region
 from haneul.records.metrics import CONTENT_TYPE
-from haneul.services.context import ASKS, Caller, Input, Output, is_read
+from haneul.services.context import ASKS, OPERATIONS, Caller, Input, Output, is_read
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +35,14 @@ BODY_SECONDS = 60.0
 MAX_PARAMETERS = 20000
 #: Threads by what they may have to wait for: nobody, the one writer's lock, an instance's server. None holds the others up.
 READERS, WRITERS, ASKERS = 12, 6, 8
-#: Version of a query API -> the service that unsigned requests with it mean.
-_VERSIONS = {"2011-06-15": "sts", "2010-05-08": "iam"}
-#: Prefix of X-Amz-Target -> service.
-_TARGETS = {"AmazonSSM": "ssm"}
-SERVICES = ("ec2", "sts", "iam", "ssm")
+
+
+@functools.cache
+def registry() -> Registry:
+    """The services that have operations here."""
+    return Registry.of(OPERATIONS.services())
+
+
 _LOOPBACK = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]{1,5})?")
 
 
@@ -285,10 +290,13 @@ async def find_operation(call: Call) -> None:
     names = dict(call.parameters)
     prefix, _, operation = call.target.partition(".")
     action = operation if call.target else names.get("Action", "")
-    meant = _TARGETS.get(prefix, prefix[:80]) if call.target else _VERSIONS.get(names.get("Version", ""), "ec2")
-    service = call.service = call.scope.service if call.scope else meant
+    signing = call.scope.service if call.scope else ""
+    version = names.get("Version", "")
+    found = registry().find(signing, version, prefix)
+    # Without credentials and with a version of no service here, it is EC2's: its clients say what they like.
+    service = call.service = found or signing or (prefix[:80] if call.target else "ec2")
     call.asked = action[:128] if action.isalnum() else "-"
-    if service not in SERVICES or (call.target and service != meant):
+    if found is None and (signing or call.target):
         raise CloudError(
             "UnsupportedOperation",
             f"haneul does not have the service {service} ({action or call.target or call.request.path}).",
@@ -369,7 +377,7 @@ def _note(call: Call, status: int) -> None:
     seconds = time.perf_counter() - call.began
     read = call.operation is not None and is_read(name)
     # Only names of the model: a client must not make up labels without end.
-    service, known = call.service if call.service in SERVICES else "-", name if call.operation else "-"
+    service, known = call.service if call.service in registry().names else "-", name if call.operation else "-"
     kind = "-" if call.operation is None else "read" if read else "write"
     call.app.watcher.request(service, known, call.error.code if call.error else "OK", kind, seconds)
     if call.caller and call.operation and (call.app.audited == "all" or (call.app.audited == "writes" and not read)):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from botocore.model import ListShape, OperationModel, Shape, StructureShape
+from botocore.model import ListShape, MapShape, OperationModel, Shape, StructureShape
 
 from haneul.errors import CloudError, invalid, missing
 from haneul.model.aws import service_model
@@ -133,9 +133,32 @@ class _Parser:
             return self.structure(typing.cast(StructureShape, shape), node, path)
         if kind == "list":
             return self.list(typing.cast(ListShape, shape), node, path)
+        if kind == "map":
+            return self.map(typing.cast(MapShape, shape), node, path)
         if isinstance(node, dict):
             raise CloudError("InvalidParameterValue", f"The parameter {path} is a value; a structure was given.")
         return _scalar(shape, node, path)
+
+    def map(self, shape: MapShape, node: Any, path: str) -> dict[str, Any]:
+        """`Name.entry.1.key` and `.value` (query; a flattened map has no `entry`)."""
+        if node == "":
+            return {}
+        flattened = shape.serialization.get("flattened")
+        entries = node if flattened else node.get("entry") if isinstance(node, dict) else None
+        if not isinstance(entries, dict) or not all(
+            _INDEX.match(one) and isinstance(entries[one], dict) for one in entries
+        ):
+            raise CloudError("InvalidParameterValue", f"The parameter {path} is a map; something else was given.")
+        key, value = (one.serialization.get("name", name) for one, name in ((shape.key, "key"), (shape.value, "value")))
+        found: dict[str, Any] = {}
+        for index in sorted(entries, key=int):
+            entry = entries[index]
+            if entry.keys() != {key, value}:
+                raise CloudError(
+                    "InvalidParameterValue", f"The parameter {path} has an entry without its key or value."
+                )
+            found[self.value(shape.key, entry[key], path)] = self.value(shape.value, entry[value], path)
+        return found
 
     def list(self, shape: ListShape, node: Any, path: str) -> list[Any]:
         if node == "":
@@ -366,6 +389,8 @@ class _Serialiser:
             return self._named(typing.cast(StructureShape, shape))
         if shape.type_name == "list":
             return self._list(typing.cast(ListShape, shape))
+        if shape.type_name == "map":
+            return self._map(typing.cast(MapShape, shape))
         return _leaf(_text_of(shape))
 
     def _named(self, shape: StructureShape) -> Write:
@@ -399,6 +424,20 @@ class _Serialiser:
                 out.append(opening)
                 inner(item, out)
                 out.append(closing)
+
+        return write
+
+    def _map(self, shape: MapShape) -> Write:
+        key, value = (one.serialization.get("name", name) for one, name in ((shape.key, "key"), (shape.value, "value")))
+        write_key, write_value = self.writer(shape.key), self.writer(shape.value)
+
+        def write(entries: Mapping[str, Any], out: list[str]) -> None:
+            for name, item in entries.items():
+                out.append(f"<entry><{key}>")
+                write_key(name, out)
+                out.append(f"</{key}><{value}>")
+                write_value(item, out)
+                out.append(f"</{value}></entry>")
 
         return write
 

@@ -138,6 +138,9 @@ class Operations:
         except KeyError:
             raise CloudError("UnsupportedOperation", f"haneul does not have the operation {service}:{name}.") from None
 
+    def services(self) -> list[str]:
+        return sorted({service for service, _ in self._table})
+
     def names(self, service: str) -> list[str]:
         return sorted(name for one, name in self._table if one == service)
 

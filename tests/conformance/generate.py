@@ -28,7 +28,9 @@ def value(
             value(shape.member, rng, every=every, depth=depth + 1, needed=needed, texts=texts) for _ in range(count)
         ]
     if kind == "map":
-        return {}
+        count = 2 if every else rng.choice((1, 2))
+        keys = [value(shape.key, rng, every=every, depth=depth + 1, texts=("k", "a b", "<&>")) for _ in range(count)]
+        return {key: value(shape.value, rng, every=every, depth=depth + 1, needed=needed, texts=texts) for key in keys}
     return _scalar(shape, rng, texts)
 
 

@@ -15,7 +15,8 @@ from haneul.api import protocol
 from haneul.errors import CloudError
 from tests.conformance import generate
 
-SERVICES = ["ec2", "sts"]
+#: Of every kind of query: lists of members and of items, maps, operations without an answer.
+SERVICES = ["ec2", "sts", "iam", "autoscaling", "elbv2", "elasticbeanstalk"]
 #: One with every member of the shape, the others with some.
 SAMPLES = 3
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 from haneul.agent import agent as agent_module
 from haneul.agent.agent import Agent, Drivers
-from haneul.model.assignment import Assignment, Holding, MachineReport, MachineSpec, Report
+from haneul.model.assignment import (
+    Assignment,
+    DiskSpec,
+    Holding,
+    MachineReport,
+    MachineSpec,
+    NetworkSpec,
+    NicSpec,
+    Report,
+)
 
 SPEC = MachineSpec("i-0", "running", 1, False, 60, 1, 128, "tiny", "t3.nano", "hvm", "u", (), ())
 
@@ -169,3 +179,118 @@ def test_no_more_than_so_many_at_once_and_all_of_them() -> None:
         assert own.most == agent_module.MACHINES_AT_ONCE
 
     _with(do, *_specs(number))
+
+
+class OrderedNetworks(Rest):
+    """Networks that remember in which order they were told, and may take their time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disks = frozenset()
+        self.told: list[tuple[str, int]] = []
+        self.slow = asyncio.Event()
+        self.slow.set()
+        self.inside = 0
+
+    async def apply(self, network: Any, revision: int = 0) -> None:
+        if not isinstance(network, NetworkSpec):
+            return
+        self.inside += 1
+        assert self.inside == 1, "networks have one owner"
+        await self.slow.wait()
+        self.told.append((network.vpc_id, revision))
+        self.disks |= {network.vpc_id}
+        self.inside -= 1
+
+    async def open_tap(self, nic: NicSpec) -> int:
+        assert nic.vpc_id in {vpc for vpc, _ in self.told}, "a machine begins when its network is there"
+        return os.open(os.devnull, os.O_RDONLY)
+
+    async def reachable(self, nic: NicSpec) -> bool:
+        return True
+
+    async def ensure(self, disk: object) -> None: ...
+
+
+def _network(vpc: str) -> NetworkSpec:
+    return NetworkSpec(vpc, "10.0.0.0/16", "d", "10.0.0.2", (), (), ())
+
+
+def _agent(told: Told, networks: OrderedNetworks, own: Machines, may_act: Callable[[], bool] = lambda: True) -> Agent:
+    rest = Rest()
+    rest.disks = frozenset()
+    rest.ensure = networks.ensure  # type: ignore[attr-defined]
+    return Agent(told, Drivers(own, rest, networks, rest, rest), "server-1", may_act)  # type: ignore[arg-type]
+
+
+def test_an_older_assignment_is_never_applied_after_a_newer_one() -> None:
+    """Both loops work at once; the slow one must not bring back what was revoked meanwhile."""
+
+    async def main() -> None:
+        told, networks, own = (
+            Told(Assignment(1, "server-1", networks=(_network("vpc-1"),))),
+            OrderedNetworks(),
+            Machines(),
+        )
+        own.needs_taps = lambda spec: True  # type: ignore[method-assign]
+        agent = _agent(told, networks, own)
+        networks.slow.clear()
+        first = asyncio.create_task(agent.network_pass())
+        await _until(lambda: networks.inside == 1)
+        nic = NicSpec("eni-1", "vpc-1", "subnet-1", "m", "10.0.0.4")
+        told.given = replace(told.given, revision=2, machines=(replace(SPEC, instance_id="i-1", nics=(nic,)),))
+        second = asyncio.create_task(agent.one_pass())
+        await asyncio.sleep(0)
+        told.given = replace(told.given, revision=3)
+        networks.slow.set()
+        await asyncio.gather(first, second)
+        await _until(lambda: "i-1" in own.there)
+        revisions = [revision for _, revision in networks.told]
+        assert revisions == sorted(revisions) and revisions[-1] >= 2
+
+    asyncio.run(main())
+
+
+def test_what_is_not_named_is_left_alone_and_shown() -> None:
+    async def main() -> None:
+        told, networks, own = Told(Assignment(1, "server-1")), OrderedNetworks(), Machines()
+        own.there["i-lost"] = MachineReport("i-lost", "running", 1)
+        networks.disks = frozenset({"vpc-lost"})
+        agent = _agent(told, networks, own)
+        agent.drivers.disks.disks = frozenset({"vol-lost"})  # type: ignore[attr-defined]
+        for _ in range(3):
+            await agent.network_pass()
+            await agent.one_pass()
+        assert "i-lost" in own.there and not agent.drivers.disks.removed and not networks.removed  # type: ignore[attr-defined]
+        assert [one.id for one in agent.unclaimed] == ["i-lost", "vol-lost", "vpc-lost"]
+        # A machine that nobody claims may be in a network that is ordered away: it stays.
+        told.want(buried=(Holding("network", "vpc-lost"), Holding("volume", "vol-lost")))
+        await agent.network_pass()
+        await agent.one_pass()
+        assert not networks.removed and agent.drivers.disks.removed == ["vol-lost"]  # type: ignore[attr-defined]
+        told.want(buried=(Holding("network", "vpc-lost"), Holding("machine", "i-lost")))
+        await agent.one_pass()
+        await agent.network_pass()
+        await agent.one_pass()
+        assert not own.there and networks.removed == ["vpc-lost"]
+        assert set(told.reports[-1].removed) == {Holding("machine", "i-lost"), Holding("network", "vpc-lost")}
+
+    asyncio.run(main())
+
+
+def test_who_may_not_act_starts_and_removes_nothing() -> None:
+    async def main() -> None:
+        told = Told(Assignment(1, "server-1", machines=_specs(2), networks=(_network("vpc-1"),)))
+        told.given = replace(
+            told.given, tombstones=(Holding("machine", "i-9"),), volumes=(DiskSpec("vol-1", "", 1, ""),)
+        )
+        networks, own = OrderedNetworks(), Machines()
+        own.there["i-9"] = MachineReport("i-9", "running", 1)
+        agent = _agent(told, networks, own, lambda: False)
+        for _ in range(2):
+            await agent.network_pass()
+            await agent.one_pass()
+        assert own.there.keys() == {"i-9"} and not networks.told and not told.reports
+        assert "another haneul" in agent.problems[0]
+
+    asyncio.run(main())
