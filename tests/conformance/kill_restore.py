@@ -21,6 +21,7 @@ from haneul.app import backups
 from haneul.app.lifecycle import Lifecycle
 from haneul.backup import make, swap
 from haneul.config import Settings
+from haneul.store.ownership import Binding
 
 #: What a restore does to the world, as Python's audit events.
 STEPS = {
@@ -59,9 +60,22 @@ def state(settings: Settings) -> str:
     rows = io.BytesIO()
     make.dump_store(settings.database_url, rows)
     identity = (settings.data / "identity" / "credentials").read_bytes()
-    lines = [line for line in rows.getvalue().splitlines() if not line.startswith((b'["instances"', b'["revision"'))]
-    digest = hashlib.sha256(b"\n".join([*lines, identity]))
+    lines = rows.getvalue().splitlines()
+    own = (b'["instances"', b'["revision"', b'["servers"', b'["store_identity"')
+    kept = [line for line in lines if not line.startswith(own)]
+    # Each restore makes tokens of its own: those of the store and of the data directory have to belong together.
+    digest = hashlib.sha256(b"\n".join([*kept, identity, str(belong_together(settings, lines)).encode()]))
     return digest.hexdigest()
+
+
+def belong_together(settings: Settings, lines: list[bytes]) -> bool:
+    parts: dict[str, dict[str, str]] = {}
+    for name, row in map(json.loads, lines):
+        if name in ("servers", "store_identity"):
+            parts[name] = row
+    bound = Binding.read((settings.data / "identity" / "server").read_text())
+    server = parts.get("servers", {})
+    return parts["store_identity"]["token"] == bound.store and server.get("token", bound.token) == bound.token
 
 
 def restore(settings: Settings, file: Path) -> None:

@@ -73,7 +73,7 @@ def test_the_life_of_a_template(ec2: Any) -> None:
     [
         ("create_launch_template", {"LaunchTemplateName": "a b", "LaunchTemplateData": {"ImageId": AMI}}, "InvalidLaunchTemplateName.MalformedException"),
         ("create_launch_template", {"LaunchTemplateName": "empty", "LaunchTemplateData": {}}, "MissingParameter"),
-        ("create_launch_template", {"LaunchTemplateName": "bad", "LaunchTemplateData": {"UserData": "§"}}, "InvalidUserData.Malformed"),
+        ("create_launch_template", {"LaunchTemplateName": "bad", "LaunchTemplateData": {"UserData": "§"}}, "InvalidParameterValue"),
         ("delete_launch_template", {"LaunchTemplateId": "lt-0123456789abcdef0"}, "InvalidLaunchTemplateId.NotFound"),
         ("delete_launch_template", {"LaunchTemplateId": "lt-x"}, "InvalidLaunchTemplateId.Malformed"),
         ("delete_launch_template", {"LaunchTemplateName": "nobody"}, "InvalidLaunchTemplateName.NotFoundException"),

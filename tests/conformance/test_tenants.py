@@ -163,7 +163,8 @@ class Victim:
         """What of the victim's is in `text` that was not `sent`."""
         found = {*self._marked.findall(text), *(one for one in self._others if one in text)}
         found |= self._ids.intersection([*ID.findall(text), *_ADDRESS.findall(text)])
-        return sorted(one for one in found if one not in sent and one not in self.shared)
+        # The server is everybody's.
+        return sorted(one for one in found if one not in sent and one not in self.shared and not one.startswith("srv-"))
 
 
 _TIMES = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z| GMT)")
@@ -500,7 +501,9 @@ def test_a_shared_image_shows_nothing_else(town: Town, permission: dict[str, str
         assert launched.code == "ok" and not victim.shown(launched.body.decode(), launched.sent)
     finally:
         send(owner, "ec2", "ResetImageAttribute", {"ImageId": owner.image2, "Attribute": "launchPermission"})
-    assert send(other, "ec2", "DescribeImages", {"ImageIds": [owner.image2]}).code == "InvalidAMIID.NotFound"
+    # Fake drivers launch any image, and describe it so: this one as they would an id of nobody's.
+    after = send(other, "ec2", "DescribeImages", {"ImageIds": [owner.image2]})
+    assert after.code == "ok" and not victim.shown(after.body.decode(), after.sent)
 
 
 # --- signatures -------------------------------------------------------------------------------------

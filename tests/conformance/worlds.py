@@ -142,7 +142,9 @@ class Builder:
             values[name] = self.call(world, "CreateSecurityGroup", GroupName=chosen, Description=world.text)["GroupId"]
         rules = self.call(world, "AuthorizeSecurityGroupIngress", GroupId=world.group, IpPermissions=rule(world))
         values["rule"] = rules["SecurityGroupRules"][0]["SecurityGroupRuleId"]
-        made = self.call(world, "CreatePlacementGroup", GroupName=world.placement, Strategy="cluster")["PlacementGroup"]
+        made = self.call(
+            world, "CreatePlacementGroup", GroupName=world.placement, Strategy="partition", PartitionCount=2
+        )["PlacementGroup"]
         values |= {"placement_id": made["GroupId"], "placement_arn": made["GroupArn"]}
         self.call(world, "CreatePlacementGroup", GroupName=world.placement2, Strategy="spread")
         values["image"] = self.call(world, "RegisterImage", **register(world), ImageLocation="haneul/base")["ImageId"]
@@ -242,7 +244,7 @@ def tagged(w: World, *kinds: str) -> list[Params]:
 def launch(w: World) -> Params:
     """RunInstances with all that names something, but for counts."""
     return {
-        "ImageId": w.image, "InstanceType": "m5.large", "KeyName": w.key, "SecurityGroupIds": [w.group, w.group2],
+        "ImageId": w.image, "InstanceType": "t3.micro", "KeyName": w.key, "SecurityGroupIds": [w.group, w.group2],
         "SubnetId": w.subnet, "UserData": w.user_data, "Placement": {"GroupName": w.placement},
         "TagSpecifications": tagged(w, "instance", "volume", "network-interface"),
         "BlockDeviceMappings": [{"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 1}}],
@@ -255,7 +257,7 @@ def register(w: World) -> Params:
 
 def fleet(w: World) -> Params:
     specification = {"LaunchTemplateId": w.template, "Version": "2"}
-    overrides = [{"InstanceType": "c5.large", "SubnetId": w.subnet}]
+    overrides = [{"InstanceType": "t3.nano", "SubnetId": w.subnet}]
     return {
         "Type": "instant", "TargetCapacitySpecification": {"TotalTargetCapacity": 1}, "TagSpecifications": tagged(w, "fleet"),
         "LaunchTemplateConfigs": [{"LaunchTemplateSpecification": specification, "Overrides": overrides}],

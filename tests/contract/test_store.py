@@ -73,6 +73,7 @@ def test_every_kind_of_value_comes_back_as_it_was(store: Store) -> None:
                   snapshot_id="", block_devices=[{"a": None, "é": [1.5, True]}], more={}, public=True)  # fmt: skip
         tx.insert(tables.accounts, id="2" * 12, name=text, created=0.1)
         tx.raise_revision()
+        tx.wakes = True
     with store.read() as tx:
         assert tx.select(tables.key_pairs)[0]["public_key"] == text
         (image,) = tx.select(tables.images)
@@ -126,12 +127,14 @@ def test_writers_of_several_haneuls_lose_nothing(open_store: Open) -> None:
     stores = [open_store() for _ in range(3)]
     with stores[0].write() as tx:
         tx.insert(tables.servers, id="s", zones=[], vcpus=0, memory_mib=100, observed_facts={}, observed_at=0.0)
+        tx.wakes = True
 
     def count(number: int) -> None:
         with stores[number % 3].write() as tx:
             row = tx.get(tables.servers, "s")
             assert row is not None
             tx.update(tables.servers, "s", vcpus=row["vcpus"] + 1)
+            tx.wakes = True
 
     with ThreadPoolExecutor(9) as pool:
         list(pool.map(count, range(90)))
@@ -145,6 +148,7 @@ def test_two_never_claim_the_same_room(open_store: Open) -> None:
     stores = [open_store() for _ in range(2)]
     with stores[0].write() as tx:
         tx.insert(tables.servers, id="s", zones=[], vcpus=0, memory_mib=100, observed_facts={}, observed_at=0.0)
+        tx.wakes = True
     table = tables.servers
 
     def claim(number: int) -> int:
@@ -187,7 +191,14 @@ def test_a_commit_wakes_and_a_rollback_does_not(store: Store) -> None:
         tx.select(tables.key_pairs)
     assert not woken
     _insert(store, "y")
+    assert not woken, "a key pair is no agent's business"
+    scope = {"account": "1" * 12, "region": "us-east-1", "created": 1.0}
+    with store.write() as tx:
+        tx.insert(tables.volumes, id="vol-1", size_gib=1, server_id="srv-1", **scope)
     assert woken == [1]
+    with store.write() as tx:
+        tx.delete(tables.volumes, id="vol-1")
+    assert woken == [1, 1]
 
 
 def test_many_at_once_in_pieces(store: Store) -> None:
