@@ -194,7 +194,7 @@ class Agent:
         here = await self.drivers.networks.observe()
         # A machine that nobody claims may still be in one of them.
         if not self._unclaimed.get("machine"):
-            for vpc_id in here & buried:
+            for vpc_id in sorted(here & buried):
                 await self._tolerate("networks", f"network {vpc_id}", self.drivers.networks.ensure_absent(vpc_id))
             here = await self.drivers.networks.observe()
         self._unclaimed["network"] = here - wanted - buried
@@ -382,8 +382,8 @@ class Agent:
         self._failures[key] = self._failures.get(key, 0) + 1
         text = str(error) if isinstance(error, DriverError) else f"{type(error).__name__}: {error}"
         log.warning("%s: %s (try %d)", spec.instance_id, text, self._failures[key])
-        if spec.power == "running" and seen is not None and seen.power == "running":
-            return replace(seen, phase=text[:200])  # it lives: no launch has failed, whatever else has
+        if seen is not None and _says_all(spec, seen):
+            return replace(seen, phase=text[:200])
         fatal = isinstance(error, DriverError) and error.fatal
         if spec.power == "running" and (fatal or self._failures[key] >= TRIES):
             self._tracer.over(spec.instance_id, spec.boot_count, "failed", text)
@@ -414,7 +414,7 @@ class Agent:
     async def _remove_machines(self, assignment: Assignment, seen: dict[str, MachineReport]) -> None:
         wanted = {machine.instance_id for machine in assignment.machines}
         buried = {one.id for one in assignment.tombstones if one.kind == "machine"} - wanted
-        for instance_id in (seen.keys() & buried) - self._at_work.keys():
+        for instance_id in sorted((seen.keys() & buried) - self._at_work.keys()):
             await self._tolerate("machines", f"machine {instance_id}", self._remove(instance_id))
         self._unclaimed["machine"] = frozenset(seen.keys() - wanted - buried)
 
@@ -429,7 +429,7 @@ class Agent:
         here = await self.drivers.disks.observe()
         # A machine that is being started or ended may still have one of them open.
         if not self._at_work.keys() - {machine.instance_id for machine in assignment.machines}:
-            for volume_id in here & buried:
+            for volume_id in sorted(here & buried):
                 await self._tolerate("machines", f"volume {volume_id}", self.drivers.disks.ensure_absent(volume_id))
             here = await self.drivers.disks.observe() if here & buried else here
         self._unclaimed["volume"] = here - wanted - buried
@@ -456,6 +456,13 @@ class Agent:
                 await self.drivers.networks.ensure_absent(wanted)
         self._unclaimed[found.kind] = self._unclaimed[found.kind] - {wanted}
         return found
+
+
+def _says_all(spec: MachineSpec, seen: MachineReport) -> bool:
+    """What was seen is the machine's state whatever has failed since: it lives, it ended in this very boot, or it is off."""
+    if spec.power == "running":
+        return seen.power == "running" or (seen.power == "off" and seen.boot_count >= spec.boot_count)
+    return spec.power == "stopped" and seen.power == "off"
 
 
 def _is_named(assignment: Assignment, wanted: str) -> bool:

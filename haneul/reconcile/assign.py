@@ -78,7 +78,9 @@ def _by(rows: list[Row], column: str) -> dict[str, list[Row]]:
 
 def _read(tx: Transaction, ids: list[str]) -> _World:
     instances = tx.among(tables.instances, "id", ids)
-    interfaces = {row["instance_id"]: row for row in tx.among(tables.interfaces, "instance_id", ids)}
+    found = tx.among(tables.interfaces, "instance_id", ids)
+    # The primary one comes last, and stays.
+    interfaces = {row["instance_id"]: row for row in sorted(found, key=lambda one: -one["device_index"])}
     groups = list({group for row in interfaces.values() for group in row["groups"]})
     labels: dict[str, dict[str, str]] = {}
     for tag in tx.among(tables.tags, "resource_id", ids):

@@ -210,6 +210,10 @@ class Transaction:
         if not self.select(tables.tombstones, kind=kind, id=one, server_id=server_id):
             self.insert(tables.tombstones, kind=kind, id=one, server_id=server_id, created=time.time())
 
+    def unbury(self, kind: str, one: str, server_id: str) -> None:
+        """What a server was to remove is wanted there again."""
+        self.delete(tables.tombstones, kind=kind, id=one, server_id=server_id)
+
     def _touch_resources(self, ids: Iterable[str]) -> None:
         for one in ids:
             table = tables.BY_PREFIX.get(one.rpartition("-")[0])

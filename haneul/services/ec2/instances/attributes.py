@@ -20,8 +20,9 @@ from haneul.store.rows import state_of
 
 
 def _interface_of(ctx: Context, row: Row) -> Row | None:
+    """Its primary one."""
     rows = ctx.tx.select(tables.interfaces, instance_id=row["id"])
-    return rows[0] if rows else None
+    return min(rows, key=lambda one: one["device_index"]) if rows else None
 
 
 def _attribute(ctx: Context, row: Row, name: str) -> dict[str, Any]:

@@ -368,6 +368,8 @@ def _write(
                 rows[tables.tags] += tags.rows(ctx, one, launch.tags.get(kind, {}))
     for table, made in rows.items():
         ctx.tx.insert_many(table, made)
+    for vpc, server in {(row["vpc_id"], row["server_id"]) for row in rows[tables.instances]}:
+        ctx.tx.unbury("network", vpc, server)
     return rows
 
 

@@ -38,9 +38,15 @@ def views(ctx: Context, rows: list[Row]) -> list[dict[str, Any]]:
     labels = tags.of(ctx, ids)
     groups = network_views.group_names(ctx, (one for rows_of_one in interfaces.values() for one in rows_of_one))
     return [
-        _view(ctx, row, interfaces.get(row["id"], []), disks.get(row["id"], []), labels[row["id"]], groups)
+        _view(
+            ctx, row, _primary_first(interfaces.get(row["id"], [])), disks.get(row["id"], []), labels[row["id"]], groups
+        )
         for row in rows
     ]
+
+
+def _primary_first(interfaces: list[Row]) -> list[Row]:
+    return sorted(interfaces, key=lambda one: one["device_index"])
 
 
 def _view(
@@ -168,7 +174,7 @@ def reservation(
         _view(
             ctx,
             row,
-            nics.get(row["id"], []),
+            _primary_first(nics.get(row["id"], [])),
             volumes_of.get(row["id"], []),
             _labels(tags_of.get(row["id"], [])),
             groups,
