@@ -175,7 +175,7 @@ class Agent:
         """Networks and metadata are those of an assignment that is at least as new as `revision`."""
         async with self._networking:
             assignment = await self._latest()
-            if self._networked < revision and assignment is not None:
+            if self._networked < revision and assignment is not None and self.may_act():
                 await self._networks(assignment)
 
     async def _networks(self, assignment: Assignment) -> None:
@@ -193,7 +193,7 @@ class Agent:
         buried = {one.id for one in assignment.tombstones if one.kind == "network"} - wanted
         here = await self.drivers.networks.observe()
         # A machine that nobody claims may still be in one of them.
-        if not self._unclaimed.get("machine"):
+        if "machine" in self._unclaimed and not self._unclaimed["machine"]:
             for vpc_id in sorted(here & buried):
                 await self._tolerate("networks", f"network {vpc_id}", self.drivers.networks.ensure_absent(vpc_id))
             here = await self.drivers.networks.observe()
@@ -445,6 +445,8 @@ class Agent:
         """Remove, by its owner's order, what is unclaimed now. Raises `DriverError` if it is not, or cannot go."""
         found = next((one for one in self.unclaimed if one.id == wanted), None)
         assignment = await self._latest()
+        if not self.may_act():
+            raise DriverError("another haneul may have taken over this server")
         if found is None or assignment is None or _is_named(assignment, wanted):
             raise DriverError(f"{wanted} is not unclaimed here; `haneul unclaimed` lists what is")
         if found.kind == "machine":

@@ -131,7 +131,7 @@ def _claim(settings: Settings, identity: Identity, present: Present, accept: boo
     url, holder = settings.database_url, _holder(settings.data)
     binding = _read_binding(identity)
     if not accept:
-        ownership.check_is_there(url, binding, holder, present)
+        ownership.check_is_there(url, holder, present)
     store = Store(url, settings.is_durable)
     try:
         store.migrate()

@@ -50,7 +50,8 @@ class Changes:
     boots: dict[str, int] = field(default_factory=dict)
     afresh: list[str] = field(default_factory=list)
     #: Volumes that have a file here, or get one of the backup.
-    made: set[str] = field(default_factory=set)
+    #: Volumes to be made again from their images.
+    anew: list[str] = field(default_factory=list)
 
 
 def restore(settings: Settings, server: Server, path: Path, options: Options, say: Say) -> list[str]:
@@ -84,14 +85,16 @@ def _prepare(settings: Settings, server: Server, path: Path, options: Options, s
     token = secrets.token_hex(16) if settings.database_url.startswith("postgres") else ""
     say("the store")
     with _target(settings, staged) as connection, _explained(path):
+        replaced = 0
         if token:
+            replaced = _epoch(connection)
             _keep_old_rows(connection, data)
             dump.remove_tables(connection)
         _load(connection, manifest, data)
         _check_slot(data, server, slot)
         changes = _compare(connection, settings, server, manifest, options)
         _apply(connection, changes, slot)
-        identity.write_secret(staged / "identity" / "server", _bind(connection).text().encode())
+        identity.write_secret(staged / "identity" / "server", _bind(connection, replaced).text().encode())
         plan = _plan(data, staged, before, changes, token)
         (data / swap.PREPARING / swap.PLAN).write_text(plan.text())
         (data / swap.PREPARING / STORE).unlink()
@@ -359,7 +362,9 @@ def _compare(
         )
     _check_running(machines, {row["id"] for row in instances}, taken)
     lost = {row["instance_id"] for row in volumes if row["id"] in missing}
-    changes = Changes(afresh=sorted(lost - {""}), made=here | taken)
+    changes = Changes(afresh=sorted(lost - {""}), anew=missing)
+    if settings.drivers == "fake":
+        changes.anew = sorted(known)  # their disks are no files
     changes.out += [volume_member(name) for name in sorted(here - known)]
     unknown = machines.keys() - {row["id"] for row in instances}
     changes.out += [f"instances/{name}" for name in sorted(unknown)]
@@ -397,11 +402,9 @@ def _follow(changes: Changes, row: Mapping[str, Any], here: Machine | None, afre
 
 
 def _apply(connection: Connection, changes: Changes, slots: Slots) -> None:
-    # Volumes that have no file here are made anew from their images, as the options allow: none of them was made on this server.
-    made = tables.volumes.c
-    connection.execute(
-        sa.update(tables.volumes).where(made.id.not_in(sorted(changes.made))).values(observed_made=False)
-    )
+    # Only what the options allow is made anew from its image: a volume that was lost before the backup stays lost.
+    volumes = tables.volumes
+    connection.execute(sa.update(volumes).where(volumes.c.id.in_(changes.anew)).values(observed_made=False))
     table = tables.instances
     for name, boots in changes.boots.items():
         connection.execute(sa.update(table).where(table.c.id == name).values(boot_count=boots))
@@ -430,14 +433,26 @@ def _plan(data: Path, staged: Path, before: str, changes: Changes, token: str) -
     return swap.Plan(before, [*_SIDE_FILES, *changes.out], [*into, DATABASE], changes.remember)
 
 
-def _bind(connection: Connection) -> Binding:
-    """The restored store and this data directory know each other; nobody acts for its server yet."""
+def _epoch(connection: Connection) -> int:
+    """The newest lease of a store that is to be replaced; 0 of one that is older than leases."""
+    columns = sa.inspect(connection).get_columns("servers") if sa.inspect(connection).has_table("servers") else []
+    if "epoch" not in {column["name"] for column in columns}:
+        return 0
+    return int(connection.execute(sa.select(sa.func.coalesce(sa.func.max(tables.servers.c.epoch), 0))).scalar_one())
+
+
+def _bind(connection: Connection, replaced: int) -> Binding:
+    """The restored store and this data directory know each other; nobody acts for its server yet.
+
+    The lease is newer than those of the backup and of the store that is `replaced`: who held one is fenced.
+    """
     table = tables.servers
     token = connection.execute(sa.select(tables.store_identity.c.token)).scalar_one()
     servers = connection.execute(sa.select(table.c.id).order_by(table.c.id)).scalars().all()
+    epoch = sa.case((table.c.epoch > replaced, table.c.epoch), else_=replaced) + 1
     bound = Binding(token, servers[0] if servers else f"srv-0{secrets.token_hex(8)}", secrets.token_hex(16))
     mine = sa.update(table).where(table.c.id == bound.server)
-    connection.execute(mine.values(token=bound.token, holder="", epoch=table.c.epoch + 1))
+    connection.execute(mine.values(token=bound.token, holder="", epoch=epoch))
     return bound
 
 

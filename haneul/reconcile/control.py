@@ -157,9 +157,11 @@ class Control:
         """Tombstones of which nothing is left are done with; volumes that have a file now are ones that can be lost."""
         with self._store.write() as tx:
             check_epoch(tx, report.server_id, report.epoch)
-            for one in report.removed:
+            buried = {(row["kind"], row["id"]) for row in tx.select(tables.tombstones, server_id=report.server_id)}
+            done = [one for one in report.removed if (one.kind, one.id) in buried]
+            for one in done:
                 tx.delete(tables.tombstones, kind=one.kind, id=one.id, server_id=report.server_id)
-            tx.wakes = bool(report.removed)
+            tx.wakes = bool(done)
             if report.volumes is not None:
                 rows = tx.select(tables.volumes, server_id=report.server_id, observed_made=False)
                 here = set(report.volumes)

@@ -129,8 +129,10 @@ def _beat() -> sa.Update:
 
 def check_epoch(tx: Transaction, server_id: str, epoch: int) -> None:
     """Raises `Fenced` unless `epoch` is the server's present one; 0 is of an agent that was given none."""
-    row = tx.get(tables.servers, server_id) if epoch else None
-    if row is not None and row["epoch"] != epoch:
+    if not epoch:
+        return
+    row = tx.get(tables.servers, server_id)
+    if row is None or row["epoch"] != epoch:
         raise Fenced(server_id)
 
 
@@ -148,9 +150,9 @@ def is_there(url: str) -> bool:
         engine.dispose()
 
 
-def check_is_there(url: str, binding: Binding | None, holder: Holder, present: Present) -> None:
+def check_is_there(url: str, holder: Holder, present: Present) -> None:
     """Raises `SettingsError` if the store of a data directory that is in use is not there: to make an empty one would hide that."""
-    if binding is not None and present and not is_there(url):
+    if present and not is_there(url):
         raise SettingsError(
             f"the store {_shown(url)} is not there, and {holder.data} holds {present}: nothing was started or removed. "
             "Is the setting `database` right? A lost store comes back by `haneul restore BACKUP`; "
@@ -181,9 +183,9 @@ def claim(
     """
     with store.read() as tx:
         bound = _bind(tx, store, None if accept else binding, holder, present, accept)
+    row = _server(store, bound.server) if alone else _wait_until_free(store, bound, holder, sleep)
     if bound != binding:
         keep(bound)
-    row = _server(store, bound.server) if alone else _wait_until_free(store, bound, holder, sleep)
     with store.write() as tx:
         tx.wakes = False
         return _take(tx, store, bound, holder, row)
@@ -208,7 +210,7 @@ def _bind(
         return binding
     mine = next((row for row in servers if not row["token"] or accept), None)
     if mine is not None:
-        if not accept and present and not _knows_any(tx, present):
+        if not accept and (present or _has_made(tx, mine)) and not _knows_any(tx, present):
             raise SettingsError(_not_its_store(store, holder, present))
         return Binding(token, mine["id"], secrets.token_hex(16))
     if servers:
@@ -223,6 +225,11 @@ def _knows_any(tx: Transaction, present: Present) -> bool:
         tx.among(tables.instances, "id", sorted(present.machines))
         or tx.among(tables.volumes, "id", sorted(present.volumes))
     )
+
+
+def _has_made(tx: Transaction, server: Row) -> bool:
+    """Whether the server has had volumes: an empty data directory is then not its own, or not mounted."""
+    return bool(tx.select(tables.volumes, server_id=server["id"], observed_made=True))
 
 
 def _shown(url: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 from haneul.drivers.fake import FakeNetworks, World
 from haneul.drivers.interface import DriverError, NetworkDriver
+from haneul.drivers.networks.linux import dnsmasq_process
 from haneul.drivers.networks.linux.driver import BridgeNetworks
 from haneul.model.assignment import GroupSpec, InterfaceSpec, NetworkSpec, NicSpec, SubnetSpec
 from haneul.model.network import Rule
@@ -226,5 +227,30 @@ def test_what_somebody_changed_is_mended_by_the_next_pass(make: Make) -> None:
             subprocess.run(["ip", "link", "del", "hnct"], check=True)
             await driver.apply(NETWORK, 1)
             subprocess.run(["ip", "link", "show", "hnct"], check=True, capture_output=True)
+
+    asyncio.run(run())
+
+
+def test_what_a_failed_try_has_loaded_does_not_stay(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new rule is in the kernel, then /run is full; the rule is taken back before the next try."""
+    more = replace(GROUP, rules=(*GROUP.rules, Rule("ingress", "udp", 53, 54, "10.0.0.0/8")))
+    wider = replace(NETWORK, groups=(more,), interfaces=(replace(INTERFACE, names=("other.ec2.internal",)),))
+
+    async def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def run() -> None:
+        driver = make()
+        await driver.apply(NETWORK, 1)
+        if isinstance(driver, BridgeNetworks):
+            with monkeypatch.context() as patch:
+                patch.setattr(dnsmasq_process.DnsmasqProcess, "ensure", full)
+                with pytest.raises(OSError, match="No space"):
+                    await driver.apply(wider, 2)
+            assert "udp dport 53-54" in _rules(driver, NETWORK.vpc_id), "the test has to fail after the rules"
+        await driver.apply(NETWORK, 3)
+        rules = _rules(driver, NETWORK.vpc_id)
+        assert "10.0.0.0/8" not in rules and "22" in rules
+        os.close(await driver.open_tap(NIC))
 
     asyncio.run(run())

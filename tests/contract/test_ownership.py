@@ -200,13 +200,11 @@ def test_an_older_copy_of_the_store_is_taken(store: Store) -> None:
 
 
 def test_a_lost_store_is_not_made_anew(tmp_path: Path) -> None:
-    binding = Binding("t", "srv-1", "s")
     url = f"sqlite:///{tmp_path / 'lost.db'}"
     with pytest.raises(SettingsError, match="is not there"):
-        ownership.check_is_there(url, binding, HERE, SOMETHING)
+        ownership.check_is_there(url, HERE, SOMETHING)
     assert not (tmp_path / "lost.db").exists()
-    ownership.check_is_there(url, binding, HERE, Present())
-    ownership.check_is_there(url, None, HERE, SOMETHING)
+    ownership.check_is_there(url, HERE, Present())
 
 
 def test_a_deleted_row_leaves_a_tombstone(store: Store) -> None:
@@ -226,3 +224,34 @@ def test_a_deleted_row_leaves_a_tombstone(store: Store) -> None:
 def test_same_place_needs_the_same_boot() -> None:
     assert HERE.is_same_place(replace(HERE, data="/renamed"))
     assert not HERE.is_same_place(replace(HERE, boot="later"))
+
+
+def test_a_refused_acceptance_changes_nothing(make: Callable[[], Store]) -> None:
+    """Its data directory still belongs to the store that it was with before."""
+    data, _ = _first(make())
+    bound, other = data.binding, make()
+    _, living = _first(other)
+    with pytest.raises(SettingsError, match="is alive"):
+        data.claim(other, ELSEWHERE, accept=True, sleep=lambda seconds: living.renew())
+    assert data.binding == bound
+
+
+def test_a_store_of_before_is_not_given_to_an_empty_directory(store: Store) -> None:
+    """Its disk may not be mounted: all of its volumes would be made anew from their images."""
+    volume = {"account": "1" * 12, "region": "us-east-1", "created": 1.0, "size_gib": 1, "server_id": "server-1"}
+    with store.write() as tx:
+        facts = {"vcpus": 1, "memory_mib": 1, "observed_facts": {}, "observed_at": 0.0}
+        tx.insert(tables.servers, id=ownership.LEGACY_SERVER, zones=[], **facts)
+        tx.insert(tables.volumes, id="vol-1", observed_made=True, **volume)
+    data = Data()
+    with pytest.raises(SettingsError, match="does not know"):
+        data.claim(store, present=Present())
+    assert data.binding is None
+
+
+def test_the_agent_of_a_server_that_the_store_has_lost_is_fenced(store: Store) -> None:
+    _, lease = _first(store)
+    with store.write() as tx:
+        tx.execute(sa.delete(tables.servers))
+    with store.read() as tx, pytest.raises(Fenced):
+        ownership.check_epoch(tx, lease.server_id, lease.epoch)

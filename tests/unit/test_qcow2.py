@@ -64,3 +64,13 @@ def test_a_volume_of_an_image_takes_little_room(tmp_path: Path) -> None:
     assert backing_file(file) == str(tmp_path / "images/tiny/disk.qcow2")
     assert (file.stat().st_mode & 0o777, file.stat().st_blocks * 512 < 65536) == (0o600, True)
     assert [one.name for one in disks.directory.iterdir()] == ["vol-1.qcow2"]
+
+
+def test_a_volume_of_which_half_was_written_is_made_and_not_lost(tmp_path: Path) -> None:
+    """A full disk, or a kill: the half is observed, so that it can be removed, and was told as made."""
+    disks = Qcow2Disks(tmp_path / "volumes", tmp_path / "images")
+    disks.directory.mkdir()
+    (disks.directory / ".vol-1.new").write_bytes(b"half")
+    assert asyncio.run(disks.observe()) == {"vol-1"}
+    asyncio.run(disks.ensure(DiskSpec("vol-1", "", 1, "/dev/sda1", made=True)))
+    assert [path.name for path in disks.directory.iterdir()] == ["vol-1.qcow2"]

@@ -116,10 +116,11 @@ class Qcow2Disks:
             if present is not None and present < wanted and file.stat().st_uid == 0:
                 await run(["qemu-img", "resize", "-f", "qcow2", str(file), str(wanted)])
             return
-        if disk.made:
+        temporary = self.directory / f".{disk.volume_id}.new"
+        # Half of a new file shows that it was seen before it was whole.
+        if disk.made and not temporary.exists():
             raise DriverError(lost(disk.volume_id), fatal=True)
         self.directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        temporary = self.directory / f".{disk.volume_id}.new"
         backing = ""
         if disk.image:
             base = self.images / disk.image / "disk.qcow2"

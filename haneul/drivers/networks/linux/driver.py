@@ -44,6 +44,8 @@ class BridgeNetworks:
         self._links = Links(directory / "links.json")
         self._applied: dict[str, NetworkSpec] = {}
         self._revisions: dict[str, int] = {}
+        #: VPCs of which a try to apply has not come to its end.
+        self._unsure: set[str] = set()
         self._loaded: dict[str, _Loaded] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -77,19 +79,19 @@ class BridgeNetworks:
                 return
             self._revisions[network.vpc_id] = revision
             try:
-                await self.edge.ensure()
+                if await self.edge.ensure():
+                    self._unsure.update(self._applied)  # their ports went with the old one
                 if not await self._is_as_applied(network):
                     await self._ensure_vpc(network)
             except (NetlinkError, subprocess.SubprocessError) as error:
-                # What is loaded is not known any more: the next try replaces it whole.
-                self._forget_loaded(network.vpc_id)
                 raise DriverError(f"network {network.vpc_id}: {_said(error)}") from None
             self._applied[network.vpc_id] = network
+            self._unsure.discard(network.vpc_id)
 
     async def _is_as_applied(self, network: NetworkSpec) -> bool:
         """Whether this value was applied, and nobody has changed the namespace's rules or ended its dnsmasq since."""
-        known = self._applied.get(network.vpc_id)
-        if known is not network and known != network:
+        known = self._known(network.vpc_id)
+        if known is None or (known is not network and known != network):
             return False
         loaded = self._loaded.get(network.vpc_id)
         if loaded is None or not netns.exists(self.namespace(network.vpc_id)) or loaded.has_changed():
@@ -97,6 +99,13 @@ class BridgeNetworks:
             self._applied.pop(network.vpc_id, None)
             return False
         return self._dnsmasq(network).is_alive
+
+    def _known(self, vpc_id: str) -> NetworkSpec | None:
+        """The value that is in force, if all of it is: a try that ended early leaves something of both values."""
+        if vpc_id not in self._unsure:
+            return self._applied.get(vpc_id)
+        self._forget_loaded(vpc_id)
+        return None
 
     async def open_tap(self, nic: NicSpec) -> int:
         if nic.vpc_id not in self._applied:
@@ -119,6 +128,7 @@ class BridgeNetworks:
             files.remove_tree(place)
             self._links.free(vpc_id)
             self._applied.pop(vpc_id, None)
+            self._unsure.discard(vpc_id)
             self._forget_loaded(vpc_id)
 
     def _forget_loaded(self, vpc_id: str) -> None:
@@ -157,7 +167,8 @@ class BridgeNetworks:
         if not netns.exists(place):
             self._forget_loaded(vpc_id)
             await asyncio.to_thread(netns.create, place)
-        before = self._applied.get(vpc_id)
+        before = self._known(vpc_id)
+        self._unsure.add(vpc_id)
         loaded = self._loaded.get(vpc_id)
         wanted = nftables.ruleset(network, (before, loaded.ruleset) if before and loaded else None)
         script = nftables.difference(loaded.ruleset, wanted) if loaded else nftables.whole(wanted)
@@ -175,7 +186,7 @@ class BridgeNetworks:
         dnsmasq = self._dnsmasq(network)
         if before is None or replace(before, groups=network.groups) != network or not dnsmasq.is_alive:
             await self.edge.route(vpc_id, side, sorted(one.public for one in network.interfaces if one.public))
-            await dnsmasq.ensure(told=vpc_id in self._applied)
+            await dnsmasq.ensure(told=before is not None)
 
     def _dnsmasq(self, network: NetworkSpec) -> DnsmasqProcess:
         return DnsmasqProcess(network, self._files(network.vpc_id), self.namespace(network.vpc_id), self.uplink)

@@ -93,11 +93,11 @@ class Edge:
         finally:
             os.close(descriptor)
 
-    async def ensure(self) -> None:
-        """The namespace and its link to the host are there, also if somebody has removed them since."""
+    async def ensure(self) -> bool:
+        """The namespace and its link to the host are there, also if somebody has removed them since; says whether they are new."""
         async with self._making:
             if self._made and netns.exists(self._place) and _has_link(self._link):
-                return
+                return False
             self._made = False
             host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -107,6 +107,7 @@ class Edge:
                 os.close(host)
             await asyncio.to_thread(self._ensure_host_side)
             self._made = True
+            return True
 
     async def route(self, vpc_id: str, side: str, public: list[str]) -> None:
         """The public addresses that lead into a VPC are exactly `public`."""
