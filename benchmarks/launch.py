@@ -150,7 +150,7 @@ def open_tap(parts: RealParts, spec: NicSpec) -> int:
     from haneul.linux import netns
 
     place = parts.networks.namespace(spec.vpc_id)
-    return asyncio.run(netns.inside(place, lambda: bridge._open_tap(spec)))
+    return asyncio.run(netns.inside(place, lambda: bridge.open_tap(spec)))
 
 
 def main() -> None:
