@@ -230,7 +230,8 @@ def _take_slot(data: Path, slot: int) -> bool:
     if other == mine:
         return True
     if os.path.lexists(other):
-        return False
+        # The same one may have two paths.
+        return data.exists() and os.path.exists(other) and os.path.samefile(other, data)
     made = SLOTS / f".{slot}.{os.getpid()}"
     made.unlink(missing_ok=True)
     made.symlink_to(mine)

@@ -288,6 +288,10 @@ class Run:
                 yield f"{one} is {power} and {state_of(row)}, wanted {row['power']}"
             if machine is not None and row["power"] == "running" and machine.boot_count != row["boot_count"]:
                 yield f"{one} has carried out {machine.boot_count} of {row['boot_count']} boots"
+            if (row["power"] == "running" and one not in self.served) or (
+                row["power"] == "terminated" and one in self.served
+            ):
+                yield f"{one}, {row['power']}, among those that metadata serves: {one in self.served}"
         if unknown := self.machines.keys() - rows.keys():
             yield f"machines of nobody: {unknown}"
         if self.volumes != volumes:

@@ -181,6 +181,8 @@ class Agent:
     async def _networks(self, assignment: Assignment) -> None:
         """The caller holds `_networking`, and took the assignment then: an older one is never applied after a newer one."""
         self._problems["networks"] = []
+        # What is told twice must not end a tombstone that was written between.
+        self._buried["networks"] = ()
         for network in assignment.networks:
             work = self.drivers.networks.apply(network, assignment.revision)
             await self._tolerate("networks", f"network {network.vpc_id}", work)

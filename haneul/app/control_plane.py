@@ -134,6 +134,8 @@ def _claim(settings: Settings, identity: Identity, present: Present, accept: boo
         ownership.check_is_there(url, holder, present)
     store = Store(url, settings.is_durable)
     try:
+        if not accept:
+            ownership.check_older(store, holder, present)
         store.migrate()
         lease = ownership.claim(
             store,

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from haneul.cli.context import Cli, here
-from haneul.errors import SettingsError
-
-if TYPE_CHECKING:
-    pass
+from haneul.cli.context import here
 from haneul.cli.output import Json, err, out, print_json
-from haneul.cli.running import ask_running, need_running
+from haneul.cli.running import order
 
 account_app = typer.Typer()
-
-
-def _accounts(cli: Cli, what: str, **arguments: str) -> Any:
-    need_running(cli)
-    status, answer = ask_running(cli, "POST", f"/accounts/{what}", arguments)
-    if status != 200:
-        raise SettingsError(answer["error"])
-    return answer
 
 
 def _show_key(key: dict[str, str], as_json: bool) -> None:
@@ -48,13 +36,13 @@ def account_add(
 
     Examples: `haneul account add team-a`, `eval "$(haneul account add ci --id 111122223333)"`
     """
-    _show_key(_accounts(here(ctx), "add", name=name, id=number), as_json)
+    _show_key(order(here(ctx), "/accounts/add", name=name, id=number), as_json)
 
 
 @account_app.command("list")
 def account_list(ctx: typer.Context, as_json: Json = False) -> None:
     """List the accounts with the ids of their keys (secrets are never shown again)."""
-    found = _accounts(here(ctx), "list")
+    found = order(here(ctx), "/accounts/list")
     if as_json:
         print_json(found)
         return
@@ -74,11 +62,11 @@ def account_rotate(
 
     Example: `haneul account rotate team-a`
     """
-    _show_key(_accounts(here(ctx), "rotate", account=account), as_json)
+    _show_key(order(here(ctx), "/accounts/rotate", account=account), as_json)
 
 
 @account_app.command("rm")
 def account_rm(ctx: typer.Context, account: Annotated[str, typer.Argument(help="Id or name of the account.")]) -> None:
     """Remove an account with all that it has. Its instances have to be terminated before."""
-    gone = _accounts(here(ctx), "rm", account=account)
+    gone = order(here(ctx), "/accounts/rm", account=account)
     out.print(f"account {gone['account']} is removed", highlight=False)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from haneul.cli.context import Cli, here
-from haneul.errors import SettingsError
-
-if TYPE_CHECKING:
-    pass
 from haneul.cli.events import journals
 from haneul.cli.instances import ssh_command
 from haneul.cli.output import Json, err, out, print_json
 from haneul.cli.running import client, need_running, status_
+from haneul.errors import SettingsError
 
 app = typer.Typer()
 

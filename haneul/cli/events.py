@@ -6,16 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from haneul.cli.context import Cli, here
-from haneul.errors import SettingsError
-
-if TYPE_CHECKING:
-    pass
 from haneul.cli.output import Json, out, print_json
+from haneul.errors import SettingsError
 
 app = typer.Typer()
 

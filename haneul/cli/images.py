@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from haneul.cli.context import Cli, here
-from haneul.errors import SettingsError
-from haneul.images.store import DEFAULT, RECIPES
-
-if TYPE_CHECKING:
-    pass
 from haneul.cli.output import Json, out, print_json, progress
 from haneul.cli.templates import sweep_templates
+from haneul.errors import SettingsError
+from haneul.images.store import DEFAULT, RECIPES
 
 image_app = typer.Typer()
 

@@ -7,17 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from haneul.cli.context import Cli, here
-from haneul.errors import SettingsError
-
-if TYPE_CHECKING:
-    pass
 from haneul.cli.output import progress
 from haneul.cli.running import Region, client, need_running
+from haneul.errors import SettingsError
 
 app = typer.Typer()
 
@@ -71,18 +68,6 @@ def ssh_command(cli: Cli, ec2: Any, instance: dict[str, Any]) -> list[str]:
     return ["ssh", "-i", str(who.ssh_key), *given, f"{_user(ec2, instance)}@{address}"]
 
 
-def _port_open(address: str) -> bool:
-    """Whether an SSH server greets there."""
-    import socket
-
-    try:
-        with socket.create_connection((address, 22), timeout=2) as connection:
-            connection.settimeout(5)
-            return connection.recv(4) == b"SSH-"
-    except OSError:
-        return False
-
-
 def _last_line(ec2: Any, instance_id: str) -> str:
     text = ec2.get_console_output(InstanceId=instance_id, Latest=True).get("Output", "")
     lines = [_printable(line) for line in text.splitlines()]
@@ -98,6 +83,8 @@ def _printable(line: str) -> str:
 
 def wait_for_ssh(ec2: Any, instance_id: str, say: Callable[..., None]) -> dict[str, Any]:
     """The instance, once its SSH server greets. Tells phase, elapsed time and the last console line meanwhile."""
+    from haneul.lab.measure.guests import greets
+
     began = time.monotonic()
     while True:
         found = ec2.describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
@@ -105,7 +92,7 @@ def wait_for_ssh(ec2: Any, instance_id: str, say: Callable[..., None]) -> dict[s
         if state in ("stopping", "stopped", "shutting-down", "terminated"):
             why = found.get("StateReason", {}).get("Message", "no reason given")
             raise SettingsError(f"{instance_id} is {state}: {why}")
-        if state == "running" and found.get("PublicIpAddress") and _port_open(found["PublicIpAddress"]):
+        if state == "running" and greets(found.get("PublicIpAddress", "")):
             instance: dict[str, Any] = found
             return instance
         elapsed = time.monotonic() - began

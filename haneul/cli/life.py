@@ -7,7 +7,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,13 +15,10 @@ from rich.table import Table
 from haneul import config
 from haneul.cli.context import here
 from haneul.cli.lifecycle import Finding
-from haneul.errors import SettingsError
-
-if TYPE_CHECKING:
-    pass
 from haneul.cli.output import NO, Json, out, print_json, progress
 from haneul.cli.running import status_
 from haneul.cli.templates import summary_of_templates
+from haneul.errors import SettingsError
 
 app = typer.Typer()
 

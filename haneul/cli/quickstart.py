@@ -5,20 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from haneul.cli.context import Cli, here
-from haneul.errors import SettingsError
-from haneul.images.store import DEFAULT
-
-if TYPE_CHECKING:
-    pass
 from haneul.cli.instances import ssh_command, tags, wait_for_ssh
 from haneul.cli.output import out, progress
 from haneul.cli.running import client
 from haneul.cli.templates import DEFAULT_TYPE
+from haneul.errors import SettingsError
+from haneul.images.store import DEFAULT
 
 app = typer.Typer()
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from haneul.cli.context import Cli
 from haneul.errors import SettingsError
-
-if TYPE_CHECKING:
-    pass
-
 
 Region = Annotated[str, typer.Option(help="The region to look in (default: the setting `region`).")]
 
@@ -58,6 +54,20 @@ def client(cli: Cli, region: str = "") -> Any:
         aws_secret_access_key=secret,
         config=Config(retries={"max_attempts": 2}, connect_timeout=5),
     )
+
+
+def order(cli: Cli, path: str, timeout: float = 30, **arguments: str) -> Any:
+    """The running haneul's answer to an order. Raises `SettingsError` with what it says, or if it does not answer."""
+    need_running(cli)
+    try:
+        status, answer = ask_running(cli, "POST", path, arguments, timeout)
+    except (ConnectionError, FileNotFoundError, ValueError):
+        raise SettingsError(
+            f"the haneul of {cli.settings.data} does not answer: it starts or stops just now, or another command works there"
+        ) from None
+    if status != 200:
+        raise SettingsError(answer["error"])
+    return answer
 
 
 def need_running(cli: Cli) -> None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from haneul.cli.context import Cli, here
 from haneul.cli.lifecycle import Say
+from haneul.cli.output import NO, Json, err, out, print_json, progress
+from haneul.cli.running import ask_running, order
 from haneul.errors import SettingsError
 from haneul.model import template
 from haneul.model.template import TemplateReport
-
-if TYPE_CHECKING:
-    pass
-from haneul.cli.output import NO, Json, err, out, print_json, progress
-from haneul.cli.running import ask_running
 
 image_app = typer.Typer()
 
@@ -151,26 +148,13 @@ def _told_of_template(one: TemplateReport, seconds: float, running: bool) -> str
     return f"the template of {one.image} for {one.instance_type} is ready ({seconds:.1f} s; {sizes}): {then}"
 
 
-def _ask_of_templates(cli: Cli, what: str, **arguments: str) -> Any:
-    """Of the running haneul. Raises `SettingsError`."""
-    try:
-        status, answer = ask_running(cli, "POST", f"/templates/{what}", arguments, _ORDER_SECONDS)
-    except (ConnectionError, FileNotFoundError, ValueError):
-        raise SettingsError(
-            f"the haneul of {cli.settings.data} does not answer: it starts or stops just now, or another command works there"
-        ) from None
-    if status != 200:
-        raise SettingsError(answer["error"])
-    return answer
-
-
 def _templates_of_running(cli: Cli) -> list[TemplateReport]:
-    return [TemplateReport(**one) for one in _ask_of_templates(cli, "list")]
+    return [TemplateReport(**one) for one in order(cli, "/templates/list", _ORDER_SECONDS)]
 
 
 def _warm_running(cli: Cli, image: str, instance_type: str, say: Say) -> TemplateReport:
     """The running haneul makes it, and has it in memory then. Interrupted here, it goes on with that."""
-    ordered = TemplateReport(**_ask_of_templates(cli, "order", image=image, type=instance_type))
+    ordered = TemplateReport(**order(cli, "/templates/order", _ORDER_SECONDS, image=image, type=instance_type))
     while True:
         known = {_shape_of(one): one for one in _templates_of_running(cli)}
         found = known.get(_shape_of(ordered))

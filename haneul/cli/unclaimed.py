@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from haneul.cli.context import Cli, here
+from haneul.cli.context import here
 from haneul.cli.output import Json, out, print_json
-from haneul.cli.running import ask_running, need_running
-from haneul.errors import SettingsError
+from haneul.cli.running import order
 
 unclaimed_app = typer.Typer()
-
-
-def _ask(cli: Cli, what: str, **arguments: str) -> Any:
-    need_running(cli)
-    status, answer = ask_running(cli, "POST", f"/unclaimed/{what}", arguments)
-    if status != 200:
-        raise SettingsError(answer["error"])
-    return answer
 
 
 @unclaimed_app.command("list")
@@ -29,7 +20,7 @@ def unclaimed_list(ctx: typer.Context, as_json: Json = False) -> None:
 
     They are there when the store was lost, or is an older copy of itself: the right one claims them again.
     """
-    found = _ask(here(ctx), "list")
+    found = order(here(ctx), "/unclaimed/list")
     if as_json:
         print_json(found)
         return
@@ -51,5 +42,5 @@ def unclaimed_rm(
     Example: `haneul unclaimed rm vol-0123…`
     """
     for one in ids:
-        gone = _ask(here(ctx), "remove", id=one)
+        gone = order(here(ctx), "/unclaimed/remove", id=one)
         out.print(f"the {gone['kind']} {gone['id']} is removed", highlight=False)

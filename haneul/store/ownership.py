@@ -26,8 +26,6 @@ LEASE_SECONDS = 15.0
 #: A holder that could not renew it for so long starts nothing more: well before another may take it.
 TRUST_SECONDS = 10.0
 RENEW_SECONDS = 4.0
-#: The server of stores from before servers had identities.
-LEGACY_SERVER = "server-1"
 
 
 class Fenced(CloudError):
@@ -88,6 +86,8 @@ class Lease:
     store: Store
     server_id: str
     epoch: int
+    #: The store is a file of the data directory, whose lock keeps every other haneul away: nothing needs to be renewed.
+    alone: bool = False
     clock: Callable[[], float] = field(default=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
     renewed: float = 0.0
 
@@ -97,7 +97,8 @@ class Lease:
     @property
     def is_valid(self) -> bool:
         """Whether nobody else can have the lease yet: to be asked before anything is started."""
-        return self.clock() - self.renewed < TRUST_SECONDS
+        age = self.clock() - self.renewed
+        return age < (float("inf") if self.alone else TRUST_SECONDS)
 
     def renew(self) -> None:
         """Raises `Fenced` if another has it; `CloudError` if the store cannot say."""
@@ -160,6 +161,17 @@ def check_is_there(url: str, holder: Holder, present: Present) -> None:
         )
 
 
+def check_older(store: Store, holder: Holder, present: Present) -> None:
+    """Raises `SettingsError` if a store from before servers had identities is not of this data directory.
+
+    It is asked before its schema is raised: the older haneul that it belongs to could not use it any more.
+    """
+    with store.read() as tx:
+        schema = sa.inspect(tx.connection)
+        if schema.has_table(tables.volumes.name) and not schema.has_table(tables.store_identity.name):
+            _check_knows(tx, store, holder, present)
+
+
 def token_of(tx: Transaction) -> str:
     return str(tx.select(tables.store_identity)[0]["token"])
 
@@ -188,7 +200,9 @@ def claim(
         keep(bound)
     with store.write() as tx:
         tx.wakes = False
-        return _take(tx, store, bound, holder, row)
+        lease = _take(tx, store, bound, holder, row)
+    lease.alone = alone
+    return lease
 
 
 def _bind(
@@ -210,8 +224,8 @@ def _bind(
         return binding
     mine = next((row for row in servers if not row["token"] or accept), None)
     if mine is not None:
-        if not accept and (present or _has_made(tx, mine)) and not _knows_any(tx, present):
-            raise SettingsError(_not_its_store(store, holder, present))
+        if not accept:
+            _check_knows(tx, store, holder, present)
         return Binding(token, mine["id"], secrets.token_hex(16))
     if servers:
         raise SettingsError(_is_of_another(store, servers[0]))
@@ -220,16 +234,15 @@ def _bind(
     return Binding(token, f"srv-0{secrets.token_hex(8)}", secrets.token_hex(16))
 
 
-def _knows_any(tx: Transaction, present: Present) -> bool:
-    return bool(
-        tx.among(tables.instances, "id", sorted(present.machines))
-        or tx.among(tables.volumes, "id", sorted(present.volumes))
-    )
+def _check_knows(tx: Transaction, store: Store, holder: Holder, present: Present) -> None:
+    """A store without identities knows something of what is here. An empty directory is not its own, or not mounted."""
+    machines, volumes = _ids(tx, tables.instances), _ids(tx, tables.volumes)
+    if (present or volumes) and not (machines & present.machines or volumes & present.volumes):
+        raise SettingsError(_not_its_store(store, holder, present))
 
 
-def _has_made(tx: Transaction, server: Row) -> bool:
-    """Whether the server has had volumes: an empty data directory is then not its own, or not mounted."""
-    return bool(tx.select(tables.volumes, server_id=server["id"], observed_made=True))
+def _ids(tx: Transaction, table: sa.Table) -> set[str]:
+    return set(tx.execute(sa.select(table.c.id)).scalars())
 
 
 def _shown(url: str) -> str:

@@ -52,7 +52,7 @@ def _leave() -> None:
 
 
 def test_whoever_interrupts_a_launch_ends_the_instance(ec2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud, "_greets", lambda address: _leave())
+    monkeypatch.setattr(cloud, "greets", lambda address: _leave())
     with pytest.raises(KeyboardInterrupt), _comparison(ec2).launch("hvm", lambda text: None):
         raise AssertionError
     assert list(_states(ec2).values()) == ["terminated"]
@@ -93,7 +93,7 @@ def test_a_guest_that_ends_while_it_boots_says_why(ec2: Any, monkeypatch: pytest
         ec2.terminate_instances(InstanceIds=list(_states(ec2)))
         return False
 
-    monkeypatch.setattr(cloud, "_greets", end)
+    monkeypatch.setattr(cloud, "greets", end)
     with pytest.raises(NotHere, match="User initiated"), _comparison(ec2).launch("hvm", lambda text: None):
         raise AssertionError
 

@@ -166,7 +166,7 @@ def test_a_store_of_before_is_adopted_by_the_data_that_it_knows(store: Store) ->
     facts = {"vcpus": 1, "memory_mib": 1, "observed_facts": {}, "observed_at": 0.0}
     volume = {"account": "1" * 12, "region": "us-east-1", "created": 1.0, "size_gib": 1, "server_id": "server-1"}
     with store.write() as tx:
-        tx.insert(tables.servers, id=ownership.LEGACY_SERVER, zones=[], **facts)
+        tx.insert(tables.servers, id="server-1", zones=[], **facts)
         tx.insert(tables.volumes, id="vol-1", **volume)
     with pytest.raises(SettingsError, match="does not know"):
         Data().claim(store, present=Present(volumes=frozenset({"vol-9"})))
@@ -241,8 +241,8 @@ def test_a_store_of_before_is_not_given_to_an_empty_directory(store: Store) -> N
     volume = {"account": "1" * 12, "region": "us-east-1", "created": 1.0, "size_gib": 1, "server_id": "server-1"}
     with store.write() as tx:
         facts = {"vcpus": 1, "memory_mib": 1, "observed_facts": {}, "observed_at": 0.0}
-        tx.insert(tables.servers, id=ownership.LEGACY_SERVER, zones=[], **facts)
-        tx.insert(tables.volumes, id="vol-1", observed_made=True, **volume)
+        tx.insert(tables.servers, id="server-1", zones=[], **facts)
+        tx.insert(tables.volumes, id="vol-1", **volume)
     data = Data()
     with pytest.raises(SettingsError, match="does not know"):
         data.claim(store, present=Present())
@@ -255,3 +255,14 @@ def test_the_agent_of_a_server_that_the_store_has_lost_is_fenced(store: Store) -
         tx.execute(sa.delete(tables.servers))
     with store.read() as tx, pytest.raises(Fenced):
         ownership.check_epoch(tx, lease.server_id, lease.epoch)
+
+
+def test_a_store_beside_its_data_needs_no_renewing(store: Store) -> None:
+    """A full disk refuses the renewal too, and what gives room back must go on."""
+    data = Data()
+    lease = data.claim(store, present=Present(), alone=True)
+    now = lease.clock()
+    lease.clock = lambda: now + 10 * ownership.LEASE_SECONDS
+    assert lease.is_valid
+    lease.release()
+    assert not lease.is_valid

@@ -36,3 +36,26 @@ def test_the_last_address_and_no_more() -> None:
     assert not links.is_link("169.254.169.254") and not links.is_link("169.254.255.1")
     with pytest.raises(DriverError):
         links.choose(every)
+
+
+def test_what_could_not_be_written_is_not_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Links(tmp_path / "links.json")
+    first = made.allocate("vpc-1")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(links.files, "replace", full)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                made.allocate("vpc-2")
+        with pytest.raises(OSError, match="No space"):
+            made.free("vpc-1")
+    assert made.of("vpc-2") is None and made.of("vpc-1") == first
+    assert made.allocate("vpc-2") == Links(tmp_path / "links.json").of("vpc-2") != first
+
+
+def test_a_file_that_says_nothing_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "links.json").write_text("garbage")
+    assert Links(tmp_path / "links.json").allocate("vpc-1", links.address(7)) == links.address(7)

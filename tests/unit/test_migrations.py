@@ -14,10 +14,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from haneul.config import Settings
+from haneul.errors import SettingsError
 from haneul.services import ec2  # noqa: F401 - fills the table of operations
 from haneul.services.context import Caller
 from haneul.services.dispatch import Cloud
-from haneul.store import migrations, tables
+from haneul.store import migrations, ownership, tables
 from haneul.store.database import Store
 
 
@@ -115,4 +116,27 @@ def test_a_cloud_of_every_released_version_lives_on(tmp_path: Path, version: str
     }
     call("RunInstances", **again)
     call("TerminateInstances", InstanceIds=[one["InstanceId"] for one in found])
+    store.close()
+
+
+def test_a_store_of_before_is_looked_at_before_it_is_changed(tmp_path: Path) -> None:
+    """Only its own data directory raises its schema; what has been booted there counts as made."""
+    _released(tmp_path / "db", "0002")
+    store, here = Store.embedded(tmp_path / "db"), ownership.Holder("host", "boot", "/data", "1:1")
+    with store.engine.connect() as connection:
+        found = sa.text(
+            "SELECT id FROM volumes WHERE instance_id IN (SELECT id FROM instances WHERE observed_boot_count > 0)"
+        )
+        booted = set(connection.execute(found).scalars())
+    assert booted
+    for present in (ownership.Present(), ownership.Present(volumes=frozenset({"vol-9"}))):
+        with pytest.raises(SettingsError, match="does not know"):
+            ownership.check_older(store, here, present)
+    ownership.check_older(store, here, ownership.Present(volumes=frozenset(booted)))
+    with store.engine.connect() as connection:
+        assert migrations.current(connection) == "0002"
+    store.migrate()
+    ownership.check_older(store, here, ownership.Present())
+    with store.read() as tx:
+        assert booted == {row["id"] for row in tx.select(tables.volumes, observed_made=True)}
     store.close()

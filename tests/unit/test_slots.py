@@ -46,3 +46,9 @@ def test_a_slot_of_nobody_is_free_and_there_is_an_end(tmp_path: Path) -> None:
     assert {identity.free_slot(3, place) for place in places[:256]} == set(range(256))
     with pytest.raises(SettingsError, match="all 256 slots"):
         identity.free_slot(3, places[256])
+
+
+def test_one_data_directory_by_two_paths_has_one_slot(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    assert identity.free_slot(7, tmp_path / "data") == identity.free_slot(7, tmp_path / "link") == 7

@@ -168,7 +168,7 @@ class Cloud:
             if state not in ("pending", "running"):
                 why = instance.get("StateReason", {}).get("Message", "no reason given")
                 raise NotHere(f"{instance_id} is {state}: {why}")
-            if state == "running" and _greets(instance.get("PublicIpAddress", "")):
+            if state == "running" and greets(instance.get("PublicIpAddress", "")):
                 return instance, time.time()
             elapsed = time.monotonic() - began
             if elapsed > BOOT_SECONDS:
@@ -238,7 +238,7 @@ def way_of(generation: Generation, note: str, processor: str) -> Way:
     return "emulated-fast" if generation == "hvm" and emulated else generation
 
 
-def _greets(address: str) -> bool:
+def greets(address: str) -> bool:
     """Whether an SSH server greets there."""
     if not address:
         return False

@@ -48,8 +48,8 @@ class Links:
         if self._taken is None:
             try:
                 self._taken = dict(json.loads(self._file.read_text()))
-            except FileNotFoundError:
-                self._taken = {}
+            except (FileNotFoundError, ValueError):
+                self._taken = {}  # each VPC that is here tells its own (`present`)
         return self._taken
 
     def of(self, vpc_id: str) -> str | None:
@@ -60,19 +60,20 @@ class Links:
         taken = self._known()
         if vpc_id not in taken:
             free = present and present not in taken.values()
-            taken[vpc_id] = present if free else choose(taken)
-            self._save()
-        return taken[vpc_id]
+            self._save({**taken, vpc_id: present if free else choose(taken)})
+        return self._known()[vpc_id]
 
     def free(self, vpc_id: str) -> None:
-        if self._known().pop(vpc_id, None) is not None:
-            self._save()
+        if vpc_id in self._known():
+            self._save({one: text for one, text in self._known().items() if one != vpc_id})
 
     def forget(self) -> None:
         """All VPCs are gone."""
         self._file.unlink(missing_ok=True)
         self._taken = {}
 
-    def _save(self) -> None:
+    def _save(self, taken: dict[str, str]) -> None:
+        """The file first: what is not in it is not allocated."""
         self._file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        files.replace(self._file, json.dumps(self._taken).encode())
+        files.replace(self._file, json.dumps(taken).encode())
+        self._taken = taken

@@ -31,7 +31,7 @@ def upgrade() -> None:
     op.add_column('volumes', sa.Column('observed_made', sa.Boolean(), nullable=False, server_default=sa.false()))
     op.create_index('ix_volumes_server', 'volumes', ['server_id'], unique=False)
     # What has been booted had its disks: if one of them is missing now, it is lost, and not one that is still to be made.
-    op.execute(
-        'UPDATE volumes SET observed_made = ' + sa.true().compile(dialect=op.get_bind().dialect).string
-        + ' WHERE instance_id IN (SELECT id FROM instances WHERE observed_boot_count > 0)'
-    )
+    volumes = sa.table('volumes', sa.column('observed_made', sa.Boolean()), sa.column('instance_id'))
+    instances = sa.table('instances', sa.column('id'), sa.column('observed_boot_count'))
+    booted = sa.select(instances.c.id).where(instances.c.observed_boot_count > 0)
+    op.execute(volumes.update().where(volumes.c.instance_id.in_(booted)).values(observed_made=True))
