@@ -110,8 +110,8 @@ class Running:
         if what != "remove":
             raise CloudError("InvalidAction", f"there is nothing like {what!r} to do with what is unclaimed")
         try:
-            gone = await self.agent.remove_unclaimed(arguments["id"])
-        except DriverError as error:
+            gone = await self.agent.remove_unclaimed(arguments.get("id", ""))
+        except (DriverError, OSError) as error:
             raise CloudError("IncorrectState", str(error)) from None
         self.audit.write(_by_owner("RemoveUnclaimed", arguments))
         return asdict(gone)
